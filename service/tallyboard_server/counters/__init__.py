@@ -1,0 +1,1 @@
+"""Counters: sharding, merging, exact and cached reads, streams, watches."""

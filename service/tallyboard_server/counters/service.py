@@ -1,0 +1,93 @@
+"""All of a worker's counters: writer, reader, streams, watches and lists, put together."""
+
+import threading
+
+from psycopg_pool import ConnectionPool
+
+from tallyboard_server.counters.reads import CountReader
+from tallyboard_server.counters.requests import RequestIds
+from tallyboard_server.counters.sharding import Sharding
+from tallyboard_server.counters.stream import IncrementStream
+from tallyboard_server.counters.watch import WatchHub
+from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.counters.writes import CounterWriter
+from tallyboard_server.errors import Unavailable
+from tallyboard_server.postgres.counters import CounterPage, list_counters
+from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.redis.store import RedisStore
+from tallyboard_server.settings import Settings
+
+
+class Counters:
+    """Owns the threads of the domain; `close` ends them.
+
+    Attributes:
+        writer, reader, hub: the parts that the RPC layer calls.
+        patience: seconds that a stream's batch may take.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        wide: WideCounters,
+        sharding: Sharding,
+        pool: ConnectionPool[BoundedConnection],
+        settings: Settings,
+    ) -> None:
+        requests = RequestIds(store, sharding.partitions, int(settings.request_id_ttl))
+        self.writer = CounterWriter(store, sharding, wide, requests)
+        self.reader = CountReader(
+            store, sharding, ttl=settings.cache_ttl, max_entries=settings.cache_entries
+        )
+        self.hub = WatchHub(self.reader, settings.max_watchers)
+        self.patience = settings.call_timeout
+        self._pool = pool
+        self._producer_ttl = int(settings.producer_ttl)
+        self._streams: set[IncrementStream] = set()
+        self._draining = False
+        self._lock = threading.Lock()  # guards _streams and _draining
+
+    def open_stream(self, tenant: str) -> IncrementStream:
+        """A new stream; `close_stream` it.
+
+        Raises:
+            Unavailable: the server is stopping.
+        """
+        stream = IncrementStream(self.writer, tenant, self._producer_ttl)
+        with self._lock:
+            if self._draining:
+                raise _shutting_down()
+            self._streams.add(stream)
+        return stream
+
+    def close_stream(self, stream: IncrementStream) -> None:
+        """Forgets a stream that is over."""
+        with self._lock:
+            self._streams.discard(stream)
+
+    def list(
+        self, tenant: str, prefix: str, order_by: str, page_size: int, page_token: str
+    ) -> CounterPage:
+        """A page of counters from Postgres.
+
+        Raises:
+            InvalidArgument: the order or the token is not one of ours.
+            Unavailable: Postgres is away.
+        """
+        with postgres_unavailable():
+            return list_counters(
+                self._pool, tenant, prefix, order_by, page_size, page_token or None
+            )
+
+    def drain(self) -> None:
+        """Ends streams after what they hold, and watches."""
+        with self._lock:
+            self._draining = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.finish(_shutting_down())
+        self.hub.close()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down", reason="SHUTTING_DOWN")

@@ -1,0 +1,231 @@
+"""Writes of counters: one delta, many, and what clears a counter."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tallyboard_server.counters.merge import in_range
+from tallyboard_server.counters.requests import RequestIds
+from tallyboard_server.counters.sharding import Sharding
+from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.errors import OutcomeUnknown, OutOfRange, TallyboardError
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.flush import MAX_DELTA
+from tallyboard_server.redis.keys import parse_counter_key
+from tallyboard_server.redis.operations import Part, Token, Write
+from tallyboard_server.redis.store import RedisStore
+
+_OUT_OF_RANGE = "the counter would leave the signed 64-bit range; it keeps its value"
+
+
+@dataclass
+class WriteResult:
+    """What became of a write.
+
+    Attributes:
+        duplicate: all of it had been applied before.
+        failures: counters that did not count, and why; the others did.
+    """
+
+    duplicate: bool
+    failures: dict[str, TallyboardError] = field(default_factory=dict)
+
+
+class CounterWriter:
+    """Writes for one worker. Deadlines are values of `time.monotonic()`."""
+
+    def __init__(
+        self, store: RedisStore, sharding: Sharding, wide: WideCounters, requests: RequestIds
+    ) -> None:
+        self._store = store
+        self._sharding = sharding
+        self._wide = wide
+        self._requests = requests
+
+    def increment(
+        self, tenant: str, counter: str, delta: int, request_id: str, deadline: float
+    ) -> bool:
+        """Adds to one counter; tells whether it was a repeat.
+
+        Raises:
+            OutOfRange: the counter would leave the signed 64-bit range.
+            TallyboardError: see errors.py.
+        """
+        token = None
+        if request_id:
+            self._requests.claim(tenant, request_id, f"add\0{delta}\0{counter}", deadline)
+            partition, key = self._sharding.place(tenant, counter, request_id)
+            token = self._requests.token(partition, tenant, request_id)
+        else:
+            partition, key = self._sharding.place(tenant, counter)
+
+        def parts(write: Write) -> None:
+            write.add(Part(write, partition, {key: delta}, token))
+
+        if -MAX_DELTA <= delta <= MAX_DELTA:
+            write = self._store.write(parts, 1, deadline)
+        else:
+            write = self._store.write(parts, 1, deadline, self._submit)
+        if write.out_of_range:
+            raise OutOfRange(_OUT_OF_RANGE)
+        return write.duplicate
+
+    def batch(
+        self, tenant: str, merged: Mapping[str, int], request_id: str, deadline: float
+    ) -> WriteResult:
+        """Adds to many counters.
+
+        Args:
+            merged: counter to the sum of its deltas.
+
+        Raises:
+            TallyboardError: nothing counted, or, with a request id, a repeat will complete it.
+        """
+        token_of: Callable[[int], Token | None] = _no_token
+        if request_id:
+            contents = "\0".join(f"{delta}\0{name}" for name, delta in sorted(merged.items()))
+            self._requests.claim(tenant, request_id, f"batch\0{contents}", deadline)
+
+            def token_of(partition: int) -> Token | None:
+                return self._requests.token(partition, tenant, request_id)
+
+        result = WriteResult(False)
+        fitting = self._fitting(merged, result)
+        if fitting:
+            write = self._store.write(
+                lambda w: self.add_parts(w, tenant, fitting, request_id or None, token_of),
+                len(fitting),
+                deadline,
+                self._submit,
+                raises=False,
+            )
+            self._collect(write, result)
+        return result
+
+    def submit(
+        self,
+        tenant: str,
+        merged: Mapping[str, int],
+        producer: str,
+        token_of: Callable[[int], Token | None],
+        on_done: Callable[[], object],
+    ) -> tuple[Write, WriteResult]:
+        """Submits a stream's batch and returns at once; `on_done` is called when it is over.
+
+        The result's failures are complete after `outcome` was called with both.
+        """
+        result = WriteResult(False)
+        fitting = self._fitting(merged, result)
+        write = Write(on_done)
+        self.add_parts(write, tenant, fitting, producer, token_of)
+        if write.parts:
+            self._submit(write, len(fitting))
+        else:
+            write.over = True
+            on_done()
+        return write, result
+
+    def outcome(self, write: Write, result: WriteResult) -> WriteResult:
+        """The result of a submitted batch that is over.
+
+        Raises:
+            TallyboardError: the batch, or a part of it, has to be sent again.
+        """
+        if write.error is not None:
+            raise write.error
+        self._note_out_of_range(write, result)
+        result.duplicate = bool(write.parts) and write.duplicate
+        return result
+
+    def clear(
+        self, tenant: str, counter: str, verb: str, request_id: str, deadline: float
+    ) -> tuple[bool, bool]:
+        """Resets or deletes a counter.
+
+        Args:
+            verb: "reset" (to zero, made if it is not there) or "delete".
+
+        Returns:
+            whether it existed, and whether this was a repeat.
+        """
+        if request_id:
+            self._requests.claim(tenant, request_id, f"{verb}\0{counter}", deadline)
+        shards = self._sharding.all_shards(tenant, counter)
+
+        def parts(write: Write) -> None:
+            for index, (partition, key) in enumerate(shards):
+                what = "zero" if verb == "reset" and index == 0 else verb
+                token = None
+                if request_id:
+                    token = self._requests.token(partition, tenant, request_id)
+                write.add(Part(write, partition, {key: what}, token, scripts.CLEAR))
+
+        write = self._store.write(parts, len(shards), deadline)
+        return write.existed > 0, write.duplicate
+
+    def add_parts(
+        self,
+        write: Write,
+        tenant: str,
+        merged: Mapping[str, int],
+        placed_by: str | None,
+        token_of: Callable[[int], Token | None],
+    ) -> None:
+        """Adds one part a partition."""
+        by_partition: dict[int, dict[str, int]] = {}
+        place = self._sharding.place
+        for counter, delta in merged.items():
+            partition, key = place(tenant, counter, placed_by)
+            operations = by_partition.get(partition)
+            if operations is None:
+                by_partition[partition] = {key: delta}
+            else:
+                operations[key] = delta
+        for partition, operations in by_partition.items():
+            write.add(Part(write, partition, operations, token_of(partition)))
+
+    def _submit(self, write: Write, size: int) -> None:
+        """Submits what shards can hold, and hands the rest to the wide counters."""
+        ready = []
+        large = []
+        for part in write.parts:
+            keys = [k for k, d in part.operations.items() if not -MAX_DELTA <= d <= MAX_DELTA]
+            if keys:
+                large.append((part, keys))
+            else:
+                ready.append(part)
+        if ready:
+            self._store.submit(ready, size)
+        for part, keys in large:
+            self._wide.take_over(part, keys)
+
+    def _fitting(self, merged: Mapping[str, int], result: WriteResult) -> Mapping[str, int]:
+        if all(-MAX_DELTA <= delta <= MAX_DELTA for delta in merged.values()):
+            return merged
+        for counter, delta in merged.items():
+            if not in_range(delta):
+                result.failures[counter] = OutOfRange(_OUT_OF_RANGE)
+        return {name: delta for name, delta in merged.items() if in_range(delta)}
+
+    def _collect(self, write: Write, result: WriteResult) -> None:
+        """Turns the outcome of a unary batch into one result."""
+        errors = [part.error for part in write.parts if part.error is not None]
+        whole = len(errors) == len(write.parts)
+        if errors and (whole or write.parts[0].token is not None):
+            unknown = [error for error in errors if isinstance(error, OutcomeUnknown)]
+            raise (unknown or errors)[0]
+        for part in write.parts:
+            if part.error is not None:
+                for key in part.operations:
+                    result.failures[parse_counter_key(key.encode()).counter] = part.error
+        self._note_out_of_range(write, result)
+        result.duplicate = write.duplicate
+
+    @staticmethod
+    def _note_out_of_range(write: Write, result: WriteResult) -> None:
+        for key in write.out_of_range:
+            counter = parse_counter_key(key.encode()).counter
+            result.failures[counter] = OutOfRange(_OUT_OF_RANGE)
+
+
+def _no_token(partition: int) -> Token | None:
+    return None

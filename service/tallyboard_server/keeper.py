@@ -1,0 +1,148 @@
+"""The keeper process: checkpoints at an interval, whatever happens to the stores meanwhile."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from typing import Final
+
+import psycopg
+import structlog
+from prometheus_client import Counter, Gauge
+from psycopg_pool import ConnectionPool
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tallyboard_server.checkpointer import Checkpointer, CheckpointResult
+from tallyboard_server.postgres.checkpoints import oldest_checkpoint
+from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.settings import Settings
+from tallyboard_server.startup import StartupError
+from tallyboard_server.stores import control_client, open_stores
+
+LAST_CHECKPOINT_TIMEOUT: Final = 10.0
+FIRST_RETRY: Final = 0.5
+SLOWEST_RETRY: Final = 10.0
+
+_FAILURES = Counter(
+    "tallyboard_checkpoint_failures", "Checkpoints that did not get through.", ["store"]
+)
+_LAG = Gauge(
+    "tallyboard_checkpoint_lag_seconds",
+    "Age of what Postgres holds: the time since its oldest partition was up to date.",
+    multiprocess_mode="mostrecent",
+)
+_log = structlog.get_logger(__name__)
+
+
+def main(settings: Settings, ready_fd: int) -> int:
+    """Runs until SIGTERM or SIGINT, then makes one last checkpoint; gives the exit status 0.
+
+    Args:
+        settings: with both URLs filled in.
+        ready_fd: gets b"ready\\n" once signals are handled.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with (
+        contextlib.closing(control_client(settings.redis_url)) as redis,
+        open_pool(settings.postgres_url, name="tallyboard keeper", max_size=2) as pool,
+    ):
+        os.write(ready_fd, b"ready\n")
+        Keeper(settings, redis, pool, stopping).run()
+    return 0
+
+
+class Keeper:
+    """The loop of the keeper, for one thread.
+
+    Args:
+        settings: with both URLs filled in.
+        redis: a client that does not repeat commands.
+        pool: connections to Postgres.
+        stopping: ends `run`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        pool: ConnectionPool[BoundedConnection],
+        stopping: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._stopping = stopping
+        self._checkpointer = Checkpointer(redis, pool, settings.partitions)
+        # A Postgres that was away at the start may lack the schema, or the partitions.
+        self._prepared = False
+        self._away: str | None = None
+        self._fenced: tuple[int, ...] = ()
+
+    def run(self) -> None:
+        """Checkpoints until `stopping` is set, and once more then."""
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            started = time.monotonic()
+            if self.attempt():
+                pause = max(0.0, started + self._settings.checkpoint_interval - time.monotonic())
+            else:
+                pause = min(max(FIRST_RETRY, 2 * pause), SLOWEST_RETRY)
+        self.attempt(time.monotonic() + LAST_CHECKPOINT_TIMEOUT)
+
+    def attempt(self, deadline: float | None = None) -> bool:
+        """One checkpoint of everything, ended at `deadline`; False when a store is away."""
+        try:
+            if not self._prepared:
+                self._prepare()
+            result = self._checkpointer.checkpoint_all(deadline)
+            self._measure_lag()
+        except StartupError as error:
+            return self._failed("start", str(error))
+        except RedisError as error:
+            return self._failed("redis", f"Redis is away: {error}")
+        except psycopg.Error as error:
+            return self._failed("postgres", f"Postgres is away: {error}")
+        self._succeeded(result)
+        return True
+
+    def _prepare(self) -> None:
+        opened = open_stores(self._settings, log=False)
+        if not opened.postgres_available:
+            raise StartupError(opened.problems[0])
+        self._prepared = True
+
+    def _measure_lag(self) -> None:
+        with self._pool.connection() as conn:
+            oldest = oldest_checkpoint(conn)
+        if oldest is not None:
+            _LAG.set(max(0.0, time.time() - oldest.timestamp()))
+
+    def _failed(self, store: str, problem: str) -> bool:
+        _FAILURES.labels(store).inc()
+        self._prepared = False
+        if self._away != store:
+            self._away = store
+            _log.warning("Checkpoints wait.", store=store, problem=problem.strip())
+        return False
+
+    def _succeeded(self, result: CheckpointResult) -> None:
+        if self._away is not None:
+            _log.info("Checkpoints go on.", store=self._away)
+            self._away = None
+        if result.fenced != self._fenced:
+            self._fenced = result.fenced
+            if result.fenced:
+                _log.error(
+                    "Partitions can't be checkpointed: Redis doesn't hold the data that Postgres "
+                    "follows.",
+                    partitions=list(result.fenced),
+                )
+        _log.debug(
+            "Checkpoint.",
+            keys=result.counters,
+            partitions=result.partitions,
+            seconds=round(result.seconds, 3),
+        )

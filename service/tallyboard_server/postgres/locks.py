@@ -1,0 +1,38 @@
+"""Advisory locks in Postgres, by which any number of instances share the work.
+
+All have one first key; the second is the partition, or a negative number for what there is once.
+"""
+
+from typing import Any, Final
+
+import psycopg
+
+LOCKS: Final = 0x7A11B0
+MIGRATIONS: Final = -1
+OPENING: Final = -2
+
+
+def lock_for_transaction(conn: psycopg.Connection[Any], what: int, wait: float) -> None:
+    """Takes a lock until the transaction ends: a partition, MIGRATIONS or OPENING.
+
+    Args:
+        conn: a connection inside a transaction.
+        what: the lock's second key.
+        wait: seconds to wait for whoever holds it.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: somebody held it all that time.
+    """
+    conn.execute("SELECT set_config('lock_timeout', %s, true)", (_milliseconds(wait),))
+    conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCKS, what))
+
+
+def lock_for_session(conn: psycopg.Connection[Any], what: int, wait: float) -> None:
+    """The same until the connection closes; needs autocommit. `wait` goes for later locks too."""
+    conn.execute("SELECT set_config('lock_timeout', %s, false)", (_milliseconds(wait),))
+    conn.execute("SELECT pg_advisory_lock(%s, %s)", (LOCKS, what))
+
+
+def _milliseconds(seconds: float) -> str:
+    # 0 would mean for ever.
+    return f"{max(1, int(seconds * 1000))}ms"

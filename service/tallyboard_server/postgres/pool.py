@@ -1,0 +1,136 @@
+"""Connections to Postgres that never hang anyone: every connect, wait and answer has a limit."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg_pool import ConnectionPool
+
+from tallyboard_server.errors import Unavailable
+
+CONNECT_TIMEOUT: Final = 3
+STATEMENT_TIMEOUT: Final = 10.0
+LOCK_TIMEOUT: Final = 5.0
+# More than the server's own limit, so that it is the server that ends a slow statement.
+ANSWER_TIMEOUT: Final = STATEMENT_TIMEOUT + 2.0
+_POLL: Final = 0.1
+
+_Result = TypeVar("_Result")
+
+# The pool warns at every attempt while Postgres is away; who uses it logs the change, once.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that gives up when the server is silent for `answer_timeout` seconds.
+
+    The server's own statement_timeout can't help when the server is stopped or unreachable.
+    Giving up closes the connection and raises psycopg.OperationalError.
+    """
+
+    answer_timeout: float = ANSWER_TIMEOUT
+
+    def wait(
+        self, gen: PQGen[_Result], interval: float = _POLL, timeout: float | None = None
+    ) -> _Result:
+        """Runs one exchange with the server to its end, or to the limit."""
+        limit = self.answer_timeout if timeout is None else timeout
+        started = time.monotonic()
+        try:
+            return super().wait(gen, interval, limit)
+        except psycopg.OperationalError:
+            if time.monotonic() - started >= limit:
+                # An answer that comes now belongs to a question nobody asks any more.
+                self.close()
+            raise
+
+
+# Dead peers: TCP gives up on data nobody acknowledges, and asks idle ones whether they live.
+_CONNECT_OPTIONS: Final[dict[str, Any]] = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    "tcp_user_timeout": 5_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "client_encoding": "utf8",
+}
+
+
+def connect(conninfo: str, *, name: str = "tallyboard") -> BoundedConnection:
+    """One connection outside a pool, for work at the start; close it.
+
+    Args:
+        conninfo: a postgresql:// URL or libpq's key=value form.
+        name: what pg_stat_activity shows.
+
+    Raises:
+        psycopg.OperationalError: no connection within 3 s.
+    """
+    conn = BoundedConnection.connect(conninfo, application_name=name, **_CONNECT_OPTIONS)
+    try:
+        _set_limits(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def open_pool(
+    conninfo: str,
+    *,
+    name: str = "tallyboard",
+    max_size: int = 4,
+    wait: float = 2.0,
+) -> ConnectionPool[BoundedConnection]:
+    """A pool that starts at once, whether Postgres answers or not; close it.
+
+    Args:
+        conninfo: a postgresql:// URL or libpq's key=value form.
+        name: what pg_stat_activity shows.
+        max_size: most connections; at most 16 callers a connection wait for one.
+        wait: seconds until a caller that finds no connection gets psycopg_pool.PoolTimeout.
+    """
+    pool = ConnectionPool(
+        conninfo,
+        connection_class=BoundedConnection,
+        kwargs={"application_name": name, **_CONNECT_OPTIONS},
+        min_size=1,
+        max_size=max_size,
+        open=False,
+        configure=_set_limits,
+        check=ConnectionPool.check_connection,
+        name=name,
+        timeout=wait,
+        max_waiting=16 * max_size,
+        # Attempts get rarer with time; giving up early lets the next caller start afresh, so a
+        # Postgres that is back is found within seconds.
+        reconnect_timeout=4.0,
+        num_workers=2,
+    )
+    pool.open(wait=False)
+    return pool
+
+
+def _set_limits(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "SELECT set_config('statement_timeout', %s, false),"
+        " set_config('lock_timeout', %s, false),"
+        " set_config('idle_in_transaction_session_timeout', %s, false)",
+        tuple(f"{seconds:g}s" for seconds in (STATEMENT_TIMEOUT, LOCK_TIMEOUT, 30.0)),
+    )
+    conn.commit()
+
+
+@contextmanager
+def postgres_unavailable() -> Iterator[None]:
+    """Turns what psycopg raises into `Unavailable` with the reason POSTGRES_UNAVAILABLE."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Unavailable(
+            "Postgres does not answer; try again later", reason="POSTGRES_UNAVAILABLE"
+        ) from error

@@ -1,0 +1,1 @@
+"""Redis: keys, scripts, links and batches. Knows nothing of RPC."""

@@ -1,0 +1,132 @@
+"""One socket to one Redis, spoken to through hiredis: pipelines out, replies in.
+
+The data plane's own connection, because redis-py retries commands by itself: a retry that
+nobody asked for would count twice.
+"""
+
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+
+_SEND_CHUNK = 1 << 18
+_RECEIVE = 1 << 18
+
+
+class ConnectionLost(Exception):
+    """The connection ended; what was sent may or may not have been run."""
+
+
+class NoAnswer(Exception):
+    """Redis accepted or sent nothing for the whole of the timeout."""
+
+
+class Connection:
+    """A connected, authenticated socket.
+
+    Args:
+        url: redis://, rediss:// or unix:// with user, password and database as redis-py has them.
+        timeout: seconds without any progress after which a call gives up.
+
+    Raises:
+        ConnectionLost: Redis refused the connection or the handshake.
+        NoAnswer: it did not answer in time.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._timeout = timeout
+        self._reader = hiredis.Reader(protocolError=ConnectionLost)
+        self._socket = self._open(url)
+        try:
+            self._handshake(url)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, url: str) -> socket.socket:
+        parts = urlsplit(url)
+        try:
+            if parts.scheme == "unix":
+                sock = socket.socket(socket.AF_UNIX)
+                sock.settimeout(self._timeout)
+                sock.connect(unquote(parts.path))
+                return sock
+            host, port = parts.hostname or "127.0.0.1", parts.port or 6379
+            sock = socket.create_connection((host, port), self._timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if parts.scheme == "rediss":
+                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+            return sock
+        except TimeoutError as error:
+            raise NoAnswer(f"no connection within {self._timeout} s") from error
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+
+    def _handshake(self, url: str) -> None:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        database = (
+            query.get("db", [parts.path.lstrip("/")])[0]
+            if parts.scheme != "unix"
+            else (query.get("db", ["0"])[0])
+        )
+        commands: list[tuple[str, ...]] = []
+        if parts.password:
+            user = (unquote(parts.username),) if parts.username else ()
+            commands.append(("AUTH", *user, unquote(parts.password)))
+        if database and database != "0":
+            commands.append(("SELECT", database))
+        if commands:
+            for reply in self.call(commands):
+                if isinstance(reply, hiredis.ReplyError):
+                    raise ConnectionLost(f"Redis refused the login: {reply}")
+
+    def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Sends commands as one pipeline; error replies come back as hiredis.ReplyError."""
+        self.send(b"".join(hiredis.pack_command(command) for command in commands))
+        return list(self.receive(len(commands)))
+
+    def send(self, data: bytes) -> None:
+        """Sends all of it, with a fresh timeout for each chunk that makes progress."""
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _SEND_CHUNK):
+                self._socket.sendall(view[start : start + _SEND_CHUNK])
+        except TimeoutError as error:
+            raise NoAnswer(f"Redis accepted nothing for {self._timeout} s") from error
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+
+    def receive(self, count: int) -> Iterable[Any]:
+        """The next replies, one by one; the timeout starts anew with each chunk that arrives.
+
+        A trickle of bytes that completes no reply counts as no answer.
+        """
+        reader, sock = self._reader, self._socket
+        silent_since = time.monotonic()
+        while count:
+            reply = reader.gets()
+            if reply is not False:
+                count -= 1
+                silent_since = time.monotonic()
+                yield reply
+                continue
+            try:
+                data = sock.recv(_RECEIVE)
+            except TimeoutError as error:
+                raise NoAnswer(f"Redis did not answer for {self._timeout} s") from error
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
+            if not data:
+                raise ConnectionLost("Redis closed the connection")
+            reader.feed(data)
+            if time.monotonic() - silent_since > self._timeout:
+                raise NoAnswer(f"Redis did not answer for {self._timeout} s")
+
+    def close(self) -> None:
+        """Closes the socket; replies still on their way are lost."""
+        self._socket.close()

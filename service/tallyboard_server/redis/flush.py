@@ -1,0 +1,353 @@
+"""One flush of a link: plans which commands to send for what is waiting, and reads the replies.
+
+Pure: it opens no socket and starts no thread. Parts for the same partition become one script
+call, with one operation a key however many callers asked (group commit).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+
+from tallyboard_server.errors import (
+    OutcomeUnknown,
+    SequenceTooOld,
+    TallyboardError,
+    Unavailable,
+)
+from tallyboard_server.redis import keys, scripts
+from tallyboard_server.redis.operations import Command, Operation, Part, Read
+
+# A script call holds Redis up for about 2 µs an operation.
+MAX_CALL_OPERATIONS = 4096
+MAX_MGET_KEYS = 8192
+LINK_RING = 64
+LINK_TTL = 3 * 24 * 3600
+# A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
+MAX_DELTA = 1 << 52
+
+_TOO_OLD = (
+    "the sequence is more than 256 behind the newest one of this producer: whether it was "
+    "counted is no longer known"
+)
+
+
+class Fences:
+    """What this process expects of each partition: its incarnation, or that it is closed.
+
+    Replaced as a whole by its owner, the worker; read by links without a lock.
+    """
+
+    def __init__(self, incarnations: Mapping[int, str]) -> None:
+        self.incarnations = dict(incarnations)
+
+    def expected(self, partition: int) -> str | None:
+        """The incarnation, or None for a partition that is closed."""
+        return self.incarnations.get(partition)
+
+
+class LinkSequences:
+    """A link's identity and its next sequence in each partition. Owned by the link's thread."""
+
+    def __init__(self, link: str) -> None:
+        self.link = link
+        self._next: dict[int, int] = {}
+
+    def take(self, partition: int) -> int:
+        """A sequence never used before in this partition; the first is 1."""
+        sequence = self._next.get(partition, 1)
+        self._next[partition] = sequence + 1
+        return sequence
+
+
+@dataclass
+class ScriptCall:
+    """A call of a script for one partition and the parts it carries."""
+
+    partition: int
+    script: scripts.Script
+    parts: list[Part] = field(default_factory=list)
+    operations: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
+
+    def takes(self, part: Part) -> bool:
+        """Adds the part, unless it has to wait for the next flush."""
+        token = part.token
+        if token is not None and (token.key, token.sequence) in self.tokens:
+            return False
+        if not self._merge(part.operations):
+            return False
+        if token is not None:
+            self.tokens[token.key, token.sequence] = part
+        self.parts.append(part)
+        return True
+
+    def _merge(self, operations: dict[str, Any]) -> bool:
+        merged = self.operations
+        if not merged:
+            self.operations = operations
+            return True
+        if len(merged) + len(operations) > MAX_CALL_OPERATIONS:
+            return False
+        if self.operations is self.parts[0].operations:
+            merged = self.operations = dict(merged)
+        sums = {}
+        for key, delta in operations.items():
+            total = merged.get(key, 0) + delta
+            if not -MAX_DELTA <= total <= MAX_DELTA:
+                return False
+            sums[key] = total
+        merged.update(sums)
+        return True
+
+    def pack(self, sequences: LinkSequences, incarnation: str) -> bytes:
+        """The EVALSHA command, under a new link sequence."""
+        partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
+        named = [
+            keys.incarnation_key(partition),
+            keys.dirty_key(partition),
+            keys.link_key(partition, sequences.link),
+            *(token.key for token in tokens),
+            *self.operations,
+        ]
+        arguments: list[Any] = [
+            incarnation, sequences.take(partition), LINK_RING, LINK_TTL, len(tokens)
+        ]  # fmt: skip
+        for token in tokens:
+            arguments += (token.kind, token.sequence, token.ttl)
+        arguments += self.operations.values()
+        return _pack("EVALSHA", self.script.sha, len(named), *named, *arguments)
+
+
+class Outcome:
+    """What a flush leaves for its link to do."""
+
+    def __init__(self) -> None:
+        self.again: list[Operation] = []
+        self.refused: list[tuple[Part, list[str]]] = []
+        self.scripts_missing = False
+
+
+class Flush:
+    """The commands for a number of operations, and what their replies mean.
+
+    Args:
+        operations: what waits, in the order of arrival.
+        fences: the incarnations expected.
+        sequences: where link sequences come from.
+        durability: a command to send behind the writes (WAIT or WAITAOF), or None, and
+        durable: the check of its reply.
+
+    Attributes:
+        data: the packed commands.
+        count: how many replies will come.
+        deferred: parts that have to wait for the next flush.
+    """
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        fences: Fences,
+        sequences: LinkSequences,
+        durability: tuple[Any, ...] | None = None,
+        durable: Callable[[Any], bool] = lambda reply: True,
+    ) -> None:
+        self.deferred: list[Operation] = []
+        self._durable = durable
+        self._calls, self._reads, self._commands = self._sort(operations, fences)
+        packed = []
+        for call in self._calls:
+            incarnation = fences.expected(call.partition) or ""
+            packed.append(call.pack(sequences, incarnation))
+        self._mgets = self._pack_reads(packed)
+        packed += [_pack(*command.arguments) for command in self._commands]
+        self._has_durability = durability is not None and bool(self._calls)
+        if durability is not None and self._calls:
+            packed.append(_pack(*durability))
+        self.data = b"".join(packed)
+        self.count = len(packed)
+
+    def _sort(
+        self, operations: Sequence[Operation], fences: Fences
+    ) -> tuple[list[ScriptCall], list[Read], list[Command]]:
+        open_calls: dict[int, ScriptCall] = {}
+        calls: list[ScriptCall] = []
+        reads: list[Read] = []
+        commands: list[Command] = []
+        for operation in operations:
+            if isinstance(operation, Read):
+                if operation.abandoned:
+                    operation.on_done()
+                else:
+                    reads.append(operation)
+            elif isinstance(operation, Command):
+                commands.append(operation)
+            elif operation.write.abandoned and not operation.write.sent:
+                operation.done(Unavailable("given up before it was sent"))
+            elif fences.expected(operation.partition) is None:
+                operation.done(_closed(operation.partition))
+            else:
+                self._place(operation, open_calls, calls)
+        return calls, reads, commands
+
+    def _place(
+        self, part: Part, open_calls: dict[int, ScriptCall], calls: list[ScriptCall]
+    ) -> None:
+        part.write.sent = True
+        partition = part.partition
+        if part.script is not scripts.ADD:
+            call = ScriptCall(partition, part.script)
+            call.takes(part)
+            calls.append(call)
+            return
+        open_call = open_calls.get(partition)
+        if open_call is None:
+            open_call = open_calls[partition] = ScriptCall(partition, part.script)
+            calls.append(open_call)
+        if not open_call.takes(part):
+            self.deferred.append(part)
+
+    def _pack_reads(self, packed: list[bytes]) -> list[list[Read]]:
+        groups: list[list[Read]] = []
+        names: list[str] = []
+        for read in self._reads:
+            if not groups or len(names) + len(read.keys) > MAX_MGET_KEYS:
+                if groups:
+                    packed.append(_pack("MGET", *names))
+                groups.append([])
+                names = []
+            groups[-1].append(read)
+            names += read.keys
+        if groups:
+            packed.append(_pack("MGET", *names))
+        return groups
+
+    @property
+    def operations(self) -> list[Operation]:
+        """Everything that was sent and waits for replies."""
+        parts = [part for call in self._calls for part in call.parts]
+        return [*parts, *self._reads, *self._commands]
+
+    def settle(self, replies: Sequence[Any]) -> Outcome:
+        """Gives every operation its outcome.
+
+        Args:
+            replies: one reply a command, in order.
+
+        Returns:
+            what has to be sent again, and what was refused.
+        """
+        outcome = Outcome()
+        durable = not self._has_durability or self._durable(replies[-1])
+        found = iter(replies)
+        for call, reply in zip(self._calls, found, strict=False):
+            _settle_call(call, reply, durable, outcome)
+        for group, reply in zip(self._mgets, replies[len(self._calls) :], strict=False):
+            _settle_reads(group, reply)
+        start = len(self._calls) + len(self._mgets)
+        for command, reply in zip(self._commands, replies[start:], strict=False):
+            if isinstance(reply, hiredis.ReplyError):
+                command.error = redis_said(reply)
+            command.reply = reply
+            command.on_done()
+        return outcome
+
+
+def _pack(*command: Any) -> bytes:
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+def _settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
+    if isinstance(reply, hiredis.ReplyError):
+        if str(reply).startswith(("NOSCRIPT", "LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")):
+            outcome.scripts_missing |= str(reply).startswith("NOSCRIPT")
+            outcome.again += call.parts
+        else:
+            for part in call.parts:
+                part.done(redis_said(reply))
+        return
+    verdict, details = reply[0], reply[1:]
+    if verdict == b"ok":
+        _settle_applied(call, details, durable)
+    elif verdict == b"fenced":
+        for part in call.parts:
+            part.done(_closed(call.partition))
+    elif verdict == b"refused":
+        names = list(call.operations)
+        _settle_refused(call, {names[i - 1] for i in details}, outcome)
+    else:
+        tokens = list(call.tokens.values())
+        _settle_known(call, verdict, [tokens[i - 1] for i in details if i], durable, outcome)
+
+
+def _settle_applied(call: ScriptCall, details: list[int], durable: bool) -> None:
+    for part in call.parts:
+        if details:
+            part.write.existed += details[0]
+        part.done(None if durable else _not_durable(part))
+
+
+def _settle_refused(call: ScriptCall, names: set[str], outcome: Outcome) -> None:
+    for part in call.parts:
+        mine = [name for name in part.operations if name in names]
+        if mine:
+            outcome.refused.append((part, mine))
+        else:
+            outcome.again.append(part)
+
+
+def _settle_known(
+    call: ScriptCall, verdict: bytes, known: list[Part], durable: bool, outcome: Outcome
+) -> None:
+    for part in call.parts:
+        if not known and part.token is None:
+            # The link's own sequence was too old to tell: it never should be.
+            part.done(unanswered(part, "the link's sequence was forgotten"))
+        elif part not in known:
+            outcome.again.append(part)
+        elif verdict == b"seen":
+            part.done(None if durable else _not_durable(part), seen=True)
+        else:
+            part.done(SequenceTooOld(_TOO_OLD))
+
+
+def _settle_reads(group: list[Read], reply: Any) -> None:
+    error = redis_said(reply) if isinstance(reply, hiredis.ReplyError) else None
+    at = 0
+    for read in group:
+        if error is None:
+            read.values = reply[at : at + len(read.keys)]
+            at += len(read.keys)
+        read.error = error
+        read.on_done()
+
+
+def redis_said(reply: Exception) -> Unavailable:
+    """The error for a command that Redis refused to run: nothing was written."""
+    return Unavailable(f"Redis refused the command: {str(reply)[:200]}")
+
+
+def _closed(partition: int) -> Unavailable:
+    return Unavailable(
+        f"partition {partition} is closed: its data in Redis is not the data we knew",
+        reason="PARTITION_UNAVAILABLE",
+    )
+
+
+def _not_durable(part: Part) -> TallyboardError:
+    return unanswered(part, "applied, but not yet as durable as configured")
+
+
+def unanswered(operation: Operation, why: str) -> TallyboardError:
+    """The error for what was sent and is not known to be kept.
+
+    A part with a token may be sent again by its caller, and counts once. One without may not.
+    """
+    if isinstance(operation, Part) and operation.token is None:
+        return OutcomeUnknown(
+            f"whether the write counted is not known ({why}). A write with a request_id can be "
+            "sent again"
+        )
+    return Unavailable(f"Redis is away: {why}")

@@ -1,0 +1,256 @@
+"""A link: one connection to a Redis node and the one thread that flushes it.
+
+Everything that arrives while a flush is in flight becomes the next one. A flush whose replies were
+lost is sent again with the same link tokens. When Redis does not answer in time the breaker opens:
+all that waits fails at once, and so does what comes, until a connection works again.
+"""
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import structlog
+
+from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.durability import Durability
+from tallyboard_server.redis.flush import Fences, Flush, LinkSequences, Outcome, unanswered
+from tallyboard_server.redis.operations import Operation, Part
+
+_log = structlog.get_logger(__name__)
+
+MAX_FLUSH_OPERATIONS = 131_072
+_RECONNECT_FIRST = 0.05
+_RECONNECT_MOST = 1.0
+_IDLE = 0.5
+
+
+class Link:
+    """A pipelined connection to one Redis node.
+
+    Args:
+        url: the node.
+        fences: the incarnations expected, shared with the worker.
+        durability: what has to be true before a write is acknowledged.
+        timeout: seconds without an answer after which the breaker opens.
+        max_pending: operations (keys) that may wait; more are refused.
+        on_refused: called on the link's thread with a part and the keys that a shard can't hold;
+            takes over the part.
+        name: for the thread and the log.
+
+    `submit` may be called from any thread. All other state belongs to the link's thread.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fences: Fences,
+        durability: Durability,
+        *,
+        timeout: float,
+        max_pending: int,
+        on_refused: Callable[[Part, list[str]], None],
+        name: str,
+    ) -> None:
+        self._url = url
+        self._fences = fences
+        self._durability = durability
+        self._timeout = timeout
+        self._max_pending = max_pending
+        self._on_refused = on_refused
+        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+        self._waiting = 0  # about: read and written without a lock, bounds memory
+        self._again: list[Operation] = []
+        self._sequences = LinkSequences(uuid.uuid4().hex[:16])
+        self._connection: Connection | None = None
+        self._down: str | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"link-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def down(self) -> str | None:
+        """Why the breaker is open, or None."""
+        return self._down
+
+    def submit(self, operations: Iterable[Operation], size: int = 1) -> None:
+        """Hands operations over; each one's `on_done` is called, whatever happens.
+
+        Args:
+            operations: parts, reads and commands.
+            size: how many keys they have, for the bound.
+
+        Raises:
+            Unavailable: the breaker is open or the link is closing; nothing was taken.
+            Overloaded: too much waits; nothing was taken.
+        """
+        if self._down is not None:
+            raise Unavailable(f"Redis is away: {self._down}")
+        if self._waiting + size > self._max_pending:
+            raise Overloaded(f"more than {self._max_pending} operations wait for Redis")
+        if self._closing.is_set():
+            raise Unavailable("the server is shutting down", reason="SHUTTING_DOWN")
+        self._waiting += size
+        put = self._queue.put
+        for operation in operations:
+            put(operation)
+
+    def close(self) -> None:
+        """Flushes what waits, then ends the thread. What can't be flushed fails."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(self._timeout * 4)
+
+    def _run(self) -> None:
+        delay = _RECONNECT_FIRST
+        while not (self._closing.is_set() and self._queue.empty() and not self._again):
+            if self._down is not None:
+                delay = self._try_to_close_breaker(delay)
+                continue
+            operations = self._collect()
+            if not operations:
+                continue
+            try:
+                self._flush(operations)
+            except Exception as error:  # the thread must live: whatever waits hangs without it
+                _log.exception("link failed", link=self._thread.name)
+                self._open_breaker(f"internal error: {type(error).__name__}", operations)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _collect(self) -> list[Operation]:
+        operations, self._again = self._again, []
+        queue = self._queue
+        try:
+            if not operations:
+                first = queue.get(timeout=_IDLE)
+                if first is not None:
+                    operations.append(first)
+            size = len(operations)
+            while size < MAX_FLUSH_OPERATIONS:
+                operation = queue.get_nowait()
+                if operation is not None:
+                    operations.append(operation)
+                    size += len(operation.operations) if type(operation) is Part else 1
+        except Empty:
+            pass
+        if queue.empty():
+            self._waiting = 0
+        else:
+            self._waiting = queue.qsize()
+        return operations
+
+    def _flush(self, operations: list[Operation]) -> None:
+        flush = Flush(
+            operations,
+            self._fences,
+            self._sequences,
+            self._durability.command,
+            self._durability.reached,
+        )
+        self._again += flush.deferred
+        if not flush.count:
+            return
+        try:
+            replies = self._exchange(flush)
+        except (ConnectionLost, NoAnswer) as error:
+            self._open_breaker(str(error), flush.operations)
+            return
+        outcome = flush.settle(replies)
+        self._follow(outcome)
+
+    def _follow(self, outcome: Outcome) -> None:
+        for part, refused in outcome.refused:
+            self._on_refused(part, refused)
+        if outcome.scripts_missing and self._connection is not None:
+            self._connection.close()
+            self._connection = None  # a new one loads the scripts
+        if outcome.again:
+            live = [o for o in outcome.again if not self._give_up(o)]
+            self._again += live
+
+    @staticmethod
+    def _give_up(operation: Operation) -> bool:
+        if isinstance(operation, Part) and operation.write.abandoned:
+            operation.done(Unavailable("given up"))
+            return True
+        return False
+
+    def _exchange(self, flush: Flush) -> list[Any]:
+        """Sends the flush until it is answered, over new connections if need be."""
+        until = time.monotonic() + self._timeout
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self._connect()
+                self._connection.send(flush.data)
+                return list(self._connection.receive(flush.count))
+            except (ConnectionLost, NoAnswer) as error:
+                self._disconnect()
+                if isinstance(error, NoAnswer) or time.monotonic() > until:
+                    raise
+                self._closing.wait(_RECONNECT_FIRST)
+
+    def _connect(self) -> Connection:
+        connection = Connection(self._url, self._timeout)
+        replies = connection.call([("SCRIPT", "LOAD", script.source) for script in scripts.ALL])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                connection.close()
+                raise ConnectionLost(f"Redis is not ready: {reply}")
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open_breaker(self, why: str, sent: list[Operation]) -> None:
+        self._down = why
+        self._disconnect()
+        _log.warning("redis away", link=self._thread.name, why=why)
+        for operation in sent:
+            _fail(operation, unanswered(operation, why))
+        self._fail_waiting(why)
+
+    def _fail_waiting(self, why: str) -> None:
+        waiting, self._again = self._again, []
+        while True:
+            try:
+                operation = self._queue.get_nowait()
+            except Empty:
+                break
+            if operation is not None:
+                waiting.append(operation)
+        self._waiting = 0
+        for operation in waiting:
+            _fail(operation, Unavailable(f"Redis is away: {why}"))
+
+    def _try_to_close_breaker(self, delay: float) -> float:
+        self._fail_waiting(self._down or "")
+        if self._closing.wait(delay * random.uniform(0.8, 1.2)):
+            self._fail_waiting("the server is shutting down")
+            return delay
+        try:
+            self._connection = self._connect()
+        except (ConnectionLost, NoAnswer) as error:
+            self._down = str(error)
+            return min(delay * 2, _RECONNECT_MOST)
+        self._down = None
+        _log.info("redis back", link=self._thread.name)
+        return _RECONNECT_FIRST
+
+
+def _fail(operation: Operation, error: TallyboardError) -> None:
+    with suppress(RuntimeError):  # already answered
+        if isinstance(operation, Part):
+            operation.done(error)
+        else:
+            operation.error = error
+            operation.on_done()

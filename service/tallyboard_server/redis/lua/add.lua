@@ -1,0 +1,37 @@
+-- Adds deltas to shards of counters. Lua's numbers are doubles, exact within 2^53: a shard
+-- never leaves that range. A frozen shard ("w<integer>") is not a number and takes no delta.
+
+local LIMIT = 9007199254740992
+local CHUNK = 2000 -- unpack() takes fewer than 8,000 values
+local operation, values = {}, {}
+
+function operation.check(first, before)
+  local refused = {}
+  for low = first, #KEYS, CHUNK do
+    local high = math.min(low + CHUNK - 1, #KEYS)
+    local current = redis.call('MGET', unpack(KEYS, low, high))
+    for i = low, high do
+      local value = tonumber(current[i - low + 1] or '0')
+      if value then value = value + ARGV[before + i] end
+      if value and value <= LIMIT and value >= -LIMIT then
+        values[i] = value
+      elseif #refused < CHUNK then
+        refused[#refused + 1] = i - first + 1
+      end
+    end
+  end
+  return refused
+end
+
+function operation.write(first)
+  for low = first, #KEYS, CHUNK do
+    local high = math.min(low + CHUNK - 1, #KEYS)
+    local pair = {}
+    for i = low, high do
+      pair[#pair + 1] = KEYS[i]
+      pair[#pair + 1] = string.format('%.0f', values[i])
+    end
+    redis.call('MSET', unpack(pair))
+    redis.call('SADD', KEYS[2], unpack(KEYS, low, high))
+  end
+end

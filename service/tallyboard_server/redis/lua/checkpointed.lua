@@ -1,0 +1,7 @@
+-- Forgets what a checkpoint took, once it is committed. When another checkpoint has taken it over
+-- since, it belongs to that one and stays. Answers 1 when it was forgotten.
+-- KEYS: in-flight set, checkpoint id    ARGV: id of this checkpoint
+
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('UNLINK', KEYS[1], KEYS[2])
+return 1

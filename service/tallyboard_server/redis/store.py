@@ -1,0 +1,146 @@
+"""The way from a request's thread to Redis and back: submit to a link, wait for the outcome.
+
+Two links: exact reads and claims do not wait behind a large flush of writes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+from tallyboard_server.errors import DeadlineExceeded
+from tallyboard_server.redis.durability import Durability
+from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.link import Link
+from tallyboard_server.redis.operations import Command, Part, Read, Write
+
+
+class RedisStore:
+    """Reads and writes of one worker.
+
+    Args:
+        url: the Redis node.
+        fences: the incarnations expected.
+        durability: what has to be true before a write is acknowledged.
+        timeout: seconds without an answer after which Redis counts as away.
+        max_pending: operations that may wait in a link.
+        on_refused: takes over parts with keys that a shard can't hold.
+
+    Deadlines are values of `time.monotonic()`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fences: Fences,
+        durability: Durability,
+        *,
+        timeout: float,
+        max_pending: int,
+        on_refused: Callable[[Part, list[str]], None],
+    ) -> None:
+        self.fences = fences
+        self._links = [
+            Link(
+                url,
+                fences,
+                durability,
+                timeout=timeout,
+                max_pending=max_pending,
+                on_refused=on_refused,
+                name=name,
+            )
+            for name in ("writes", "reads")
+        ]
+        self._writes, self._reads = self._links
+
+    @property
+    def down(self) -> str | None:
+        """Why Redis is away, or None."""
+        return self._writes.down or self._reads.down
+
+    def submit(self, parts: Sequence[Part], size: int) -> None:
+        """Submits parts of a write whose `on_done` tells when it is over.
+
+        Raises:
+            Unavailable, Overloaded: nothing was taken.
+        """
+        self._writes.submit(parts, size)
+
+    def write(
+        self,
+        parts: Callable[[Write], None],
+        size: int,
+        deadline: float,
+        submit: Callable[[Write, int], None] | None = None,
+        *,
+        raises: bool = True,
+    ) -> Write:
+        """Submits a write and waits for it.
+
+        Args:
+            parts: adds the parts to the write.
+            size: how many operations they have.
+            deadline: when to stop waiting.
+            submit: submits the parts; by default all of them as they are.
+            raises: whether the error of a part is raised or left in the write.
+
+        Raises:
+            DeadlineExceeded: no answer yet; the write may still count.
+            TallyboardError: the error of a part.
+        """
+        done = Lock()
+        done.acquire()
+        write = Write(done.release)
+        parts(write)
+        if submit is None:
+            self._writes.submit(write.parts, size)
+        else:
+            submit(write, size)
+        self._wait(done, write, deadline)
+        if raises and write.error is not None:
+            raise write.error
+        return write
+
+    def get(self, keys: list[str], deadline: float) -> list[bytes | None]:
+        """The values of keys, live, in their order."""
+        done = Lock()
+        done.acquire()
+        read = Read(keys, done.release)
+        self._reads.submit((read,), len(keys))
+        self._wait(done, read, deadline)
+        if read.error is not None:
+            raise read.error
+        return read.values
+
+    def commands(self, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
+        """The replies to commands, which run in this order; they must be safe to repeat."""
+        done = Lock()
+        done.acquire()
+        operations = [Command(arguments, _nothing) for arguments in commands]
+        operations[-1].on_done = done.release
+        self._reads.submit(operations, len(operations))
+        self._wait(done, operations[-1], deadline)
+        for operation in operations:
+            if operation.error is not None:
+                raise operation.error
+        return [operation.reply for operation in operations]
+
+    def send(self, command: tuple[Any, ...]) -> None:
+        """Sends a command and does not wait for its reply."""
+        self._reads.submit((Command(command, _nothing),))
+
+    def close(self) -> None:
+        """Flushes what waits and ends the links."""
+        for link in self._links:
+            link.close()
+
+    @staticmethod
+    def _wait(done: Any, operation: Write | Read | Command, deadline: float) -> None:
+        if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            operation.abandoned = True
+            raise DeadlineExceeded("Redis did not answer before the deadline of the call")
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,1 @@
+"""The RPC layer: protobuf and status codes in, plain calls of the domain out."""

@@ -1,0 +1,275 @@
+"""CounterService: protobuf in, plain calls of the domain, protobuf out."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallyboard.v1 import consistency_pb2, status_pb2
+from tallyboard.v1 import counters_pb2 as pb
+from tallyboard_server.counters.merge import merge
+from tallyboard_server.counters.model import Count
+from tallyboard_server.counters.service import Counters
+from tallyboard_server.counters.stream import WINDOW
+from tallyboard_server.counters.watch import Watcher
+from tallyboard_server.errors import TallyboardError, Unavailable
+from tallyboard_server.names import name_problem
+from tallyboard_server.rpc import validation
+from tallyboard_server.rpc.stack import Caller, Stack, checked
+from tallyboard_server.rpc.status import proto_of
+
+MAX_READ = 1_000
+MAX_WATCHED = 100
+_SOURCES = {
+    "SOURCE_LIVE": consistency_pb2.SOURCE_LIVE,
+    "SOURCE_CACHE": consistency_pb2.SOURCE_CACHE,
+    "SOURCE_DURABLE": consistency_pb2.SOURCE_DURABLE,
+}
+
+
+class CounterServicer:
+    """The service over one worker's `Counters`."""
+
+    def __init__(self, counters: Counters, stack: Stack, default_staleness: float) -> None:
+        self._counters = counters
+        self._stack = stack
+        self._default_staleness = default_staleness
+
+    def increment(self, request: pb.IncrementRequest, caller: Caller) -> pb.IncrementResponse:
+        """Adds to one counter."""
+        counter, delta = request.counter, request.delta
+        validation.check_name("counter", counter)
+        validation.check_delta("delta", delta)
+        request_id = validation.request_id(request.request_id)
+        duplicate = self._counters.writer.increment(
+            caller.tenant, counter, delta, request_id, caller.deadline
+        )
+        response = pb.IncrementResponse(duplicate=duplicate)
+        if request.return_count:
+            response.count.CopyFrom(self._exact(caller, counter))
+        return response
+
+    def batch_increment(
+        self, request: pb.BatchIncrementRequest, caller: Caller
+    ) -> pb.BatchIncrementResponse:
+        """Adds to many counters."""
+        validation.check_size("deltas", len(request.deltas), validation.MAX_ITEMS)
+        request_id = validation.request_id(request.request_id)
+        counters = [item.counter for item in request.deltas]
+        deltas = [item.delta for item in request.deltas]
+        if 0 in deltas:
+            zeros = (i for i, delta in enumerate(deltas) if delta == 0)
+            validation.check_all(
+                "DELTA_ZERO", ((f"deltas[{i}].delta", "must not be 0") for i in zeros)
+            )
+        validation.check_all(
+            "NAME_INVALID",
+            ((f"deltas[{i}].counter", name_problem(n)) for i, n in enumerate(counters)),
+        )
+        result = self._counters.writer.batch(
+            caller.tenant, merge(counters, deltas), request_id, caller.deadline
+        )
+        failures = [
+            status_pb2.ItemStatus(index=index, status=proto_of(result.failures[counter]))
+            for index, counter in enumerate(counters if result.failures else ())
+            if counter in result.failures
+        ]
+        return pb.BatchIncrementResponse(failures=failures, duplicate=result.duplicate)
+
+    def stream_increments(
+        self, requests: Iterator[Any], caller: Caller
+    ) -> Iterator[pb.StreamIncrementsResponse]:
+        """Batches in on a thread of their own, acknowledgements out on this one."""
+        stream = self._counters.open_stream(caller.tenant)
+
+        def read() -> None:
+            error: TallyboardError | None = None
+            try:
+                for request in requests:
+                    batch = checked(request)
+                    counters, deltas = list(batch.counters), list(batch.deltas)
+                    _check_lists(counters, deltas)
+                    stream.take(batch.producer_id, batch.sequence, counters, deltas)
+            except TallyboardError as caught:
+                error = caught
+            except grpc.RpcError:
+                error = Unavailable("the caller broke off")
+            except Exception as caught:
+                error = TallyboardError(f"internal error: {type(caught).__name__}")
+            stream.finish(error)
+
+        caller.context.add_callback(stream.finish)
+        reader = threading.Thread(target=read, name="increments-reader", daemon=True)
+        reader.start()
+        try:
+            yield pb.StreamIncrementsResponse(window=WINDOW)
+            for sequence, failures in stream.acknowledgements(self._counters.patience):
+                yield pb.StreamIncrementsResponse(
+                    acknowledged_sequence=sequence,
+                    window=WINDOW,
+                    failures=[
+                        pb.SequenceFailure(sequence=at, counter=name, status=proto_of(error))
+                        for at, name, error in failures
+                    ],
+                )
+        finally:
+            stream.finish()
+            self._counters.close_stream(stream)
+
+    def get_counter(self, request: pb.GetCounterRequest, caller: Caller) -> pb.GetCounterResponse:
+        """Reads one counter."""
+        counter = request.counter
+        validation.check_name("counter", counter)
+        staleness = self._staleness(request)
+        if staleness is None:
+            return pb.GetCounterResponse(count=self._exact(caller, counter))
+        reader = self._counters.reader
+        count = reader.cached(caller.tenant, counter, staleness)
+        if count is None:
+            count = reader.get(caller.tenant, (counter,), staleness, caller.deadline)[0]
+        return pb.GetCounterResponse(count=to_proto(count))
+
+    def batch_get_counters(
+        self, request: pb.BatchGetCountersRequest, caller: Caller
+    ) -> pb.BatchGetCountersResponse:
+        """Reads many counters."""
+        names = list(request.counters)
+        validation.check_names("counters", names, MAX_READ)
+        staleness = self._staleness(request)
+        reader = self._counters.reader
+        if staleness is None:
+            counts = reader.exact(caller.tenant, names, caller.deadline)
+        else:
+            counts = reader.get(caller.tenant, names, staleness, caller.deadline)
+        return pb.BatchGetCountersResponse(counts=[to_proto(count) for count in counts])
+
+    def list_counters(
+        self, request: pb.ListCountersRequest, caller: Caller
+    ) -> pb.ListCountersResponse:
+        """Lists counters as of the last checkpoint."""
+        if request.prefix:
+            validation.check_name("prefix", request.prefix)
+        page = self._counters.list(
+            caller.tenant,
+            request.prefix,
+            request.order_by or "counter",
+            validation.page_size(request.page_size, 100, 1_000),
+            request.page_token,
+        )
+        as_of = _timestamp_of(page.as_of)
+        counts = [
+            pb.Count(
+                counter=row.counter,
+                value=row.value,
+                exists=True,
+                as_of=as_of,
+                source=consistency_pb2.SOURCE_DURABLE,
+            )
+            for row in page.rows
+        ]
+        return pb.ListCountersResponse(counts=counts, next_page_token=page.next_cursor or "")
+
+    def reset_counter(
+        self, request: pb.ResetCounterRequest, caller: Caller
+    ) -> pb.ResetCounterResponse:
+        """Sets a counter to 0."""
+        _, duplicate = self._clear(request, caller, "reset")
+        count = self._exact(caller, request.counter)
+        return pb.ResetCounterResponse(count=count, duplicate=duplicate)
+
+    def delete_counter(
+        self, request: pb.DeleteCounterRequest, caller: Caller
+    ) -> pb.DeleteCounterResponse:
+        """Deletes a counter."""
+        existed, duplicate = self._clear(request, caller, "delete")
+        if duplicate:
+            existed = self._exact(caller, request.counter).exists
+        return pb.DeleteCounterResponse(existed=existed, duplicate=duplicate)
+
+    def watch_counters(
+        self,
+        request: pb.WatchCountersRequest,
+        caller: Caller,
+        send: Callable[[pb.WatchCountersResponse | None], None],
+    ) -> None:
+        """Starts a watch and returns; the hub sends from then on, and None ends the call."""
+        validation.check_names("counters", request.counters, MAX_WATCHED)
+        if len(set(request.counters)) < len(request.counters):
+            raise validation.invalid("FIELD_INVALID", "counters", "must not repeat a name")
+        interval = 1.0
+        if request.HasField("min_interval"):
+            interval = validation.seconds("min_interval", request.min_interval, 0.1, 3600)
+        context = caller.context
+
+        def end(error: TallyboardError) -> None:
+            self._stack.ended_with("WatchCounters", context, error)
+            send(None)
+
+        def send_counts(counts: list[Count]) -> None:
+            send(pb.WatchCountersResponse(counts=[to_proto(count) for count in counts]))
+
+        watcher = Watcher(
+            caller.tenant, request.counters, interval, send_counts, end, context.cancel
+        )
+        hub = self._counters.hub
+        if not context.add_callback(lambda: hub.remove(watcher)):
+            return
+        hub.add(watcher)
+
+    def _clear(
+        self, request: pb.ResetCounterRequest | pb.DeleteCounterRequest, caller: Caller, verb: str
+    ) -> tuple[bool, bool]:
+        validation.check_name("counter", request.counter)
+        request_id = validation.request_id(request.request_id)
+        return self._counters.writer.clear(
+            caller.tenant, request.counter, verb, request_id, caller.deadline
+        )
+
+    def _exact(self, caller: Caller, counter: str) -> pb.Count:
+        reader = self._counters.reader
+        return to_proto(reader.exact(caller.tenant, (counter,), caller.deadline)[0])
+
+    def _staleness(
+        self, request: pb.GetCounterRequest | pb.BatchGetCountersRequest
+    ) -> float | None:
+        """Seconds a count may be old; None asks Redis now."""
+        if not request.HasField("consistency"):
+            return self._default_staleness
+        consistency = request.consistency
+        if consistency.exact:
+            return None
+        if not consistency.HasField("max_staleness"):
+            return self._default_staleness
+        field = "consistency.max_staleness"
+        most = validation.MAX_STALENESS
+        reason = "CONSISTENCY_INVALID"
+        return validation.seconds(field, consistency.max_staleness, 0, most, reason) or None
+
+
+def to_proto(count: Count) -> pb.Count:
+    """A count as the contract has it."""
+    seconds = int(count.as_of)
+    return pb.Count(
+        counter=count.counter,
+        value=count.value,
+        exists=count.exists,
+        as_of=Timestamp(seconds=seconds, nanos=int((count.as_of - seconds) * 1e9)),
+        source=_SOURCES[count.source.value],
+    )
+
+
+def _timestamp_of(moment: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def _check_lists(counters: list[str], deltas: list[int]) -> None:
+    validation.check_size("deltas", len(deltas), validation.MAX_ITEMS)
+    validation.check_size("counters", len(counters), validation.MAX_ITEMS)
+    if len(counters) not in (1, len(deltas)):
+        detail = f"has {len(counters):,} names for {len(deltas):,} deltas; one each, or one name"
+        raise validation.invalid("FIELD_INVALID", "counters", detail)

@@ -1,0 +1,318 @@
+"""Opening the two stores: do they belong together, and which partitions can be used.
+
+Any number of instances may open at once; with Postgres there, one does so at a time.
+"""
+
+import json
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final
+
+import psycopg
+import structlog
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError, WatchError
+from redis.retry import Retry
+
+from tallyboard_server.durability import WAITAOF, choose_durability
+from tallyboard_server.postgres.locks import OPENING, lock_for_session
+from tallyboard_server.postgres.migrations import migrate
+from tallyboard_server.postgres.partitions import (
+    insert_partitions,
+    mark_opened,
+    read_partition_count,
+    read_partitions,
+    record_partition_count,
+    record_rules,
+)
+from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.redis.keys import (
+    PARTITION_META,
+    dirty_key,
+    incarnation_key,
+    parse_counter_key,
+)
+from tallyboard_server.settings import Settings, mask_url
+from tallyboard_server.startup import StartupError
+
+REDIS_TIMEOUT: Final = 5.0
+# Seconds that a Redis may take to load its file, and that an instance waits for others to open.
+LOADING_TIMEOUT: Final = 60.0
+OPENING_TIMEOUT: Final = 30.0
+_POLL: Final = 0.05
+_SCAN: Final = 1_000
+_RULES_ATTEMPTS: Final = 100
+
+Rule = tuple[str, int]
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a start found.
+
+    `incarnations` are those of the partitions that can be used, `closed` the others.
+    `shard_rules` is every rule ever in force, (prefix, shards) with "" for the default.
+    `durability_mode` is `applied`, `always`, `waitaof` or `wait:N` (see durability.py).
+    `problems` are sentences for the log.
+    """
+
+    incarnations: dict[int, str]
+    shard_rules: list[Rule]
+    closed: list[int]
+    postgres_available: bool
+    durability_mode: str
+    problems: tuple[str, ...] = ()
+
+
+def control_client(url: str, timeout: float = REDIS_TIMEOUT) -> Redis:
+    """A redis-py client that never sends a command twice; close it.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        timeout: seconds to wait for a connection, and for an answer.
+    """
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+    )
+
+
+def open_stores(settings: Settings, *, log: bool = True) -> Opened:
+    """Migrates Postgres, agrees on partitions and rules, makes and checks incarnations.
+
+    Args:
+        settings: with both URLs filled in.
+        log: whether `problems` are logged too.
+
+    Raises:
+        StartupError: the service can't run on these stores.
+    """
+    redis = control_client(settings.redis_url)
+    try:
+        _wait_until_loaded(redis)
+        mode = choose_durability(redis, settings.durability)
+        opened = _open(settings, redis, mode)
+    except RedisError as error:
+        raise StartupError(
+            f"Redis at {mask_url(settings.redis_url)} can't be used: {error}."
+        ) from error
+    finally:
+        redis.close()
+    for problem in opened.problems if log else ():
+        _log.error(problem)
+    return opened
+
+
+def _wait_until_loaded(redis: Redis) -> None:
+    deadline = time.monotonic() + LOADING_TIMEOUT
+    while True:
+        try:
+            redis.execute_command("PING")
+            return
+        except BusyLoadingError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL)
+
+
+def _open(settings: Settings, redis: Redis, mode: str) -> Opened:
+    rules = [("", settings.default_shards), *settings.shards_by_prefix.items()]
+    try:
+        migrate(settings.postgres_url)
+        with connect(settings.postgres_url, name="tallyboard start") as conn:
+            return _Opening(settings.partitions, rules, redis, mode).with_postgres(conn)
+    except psycopg.errors.LockNotAvailable as error:
+        raise StartupError(
+            "Another instance has been opening the stores for too long; look at it first."
+        ) from error
+    except psycopg.OperationalError as error:
+        return _Opening(settings.partitions, rules, redis, mode).without_postgres(
+            f"Postgres at {mask_url(settings.postgres_url)} can't be used: {error}"
+        )
+    except psycopg.Error as error:
+        raise StartupError(
+            f"Postgres at {mask_url(settings.postgres_url)} refused what the start needs: {error}"
+        ) from error
+
+
+class _Opening:
+    """One go at opening the stores."""
+
+    def __init__(self, partitions: int, rules: list[Rule], redis: Redis, mode: str) -> None:
+        self._partitions = partitions
+        self._rules = rules
+        self._redis = redis
+        self._mode = mode
+
+    def with_postgres(self, conn: BoundedConnection) -> Opened:
+        # A lock of the session, because what is made in Postgres has to be committed before
+        # Redis may have it. It ends with the connection.
+        conn.autocommit = True
+        conn.answer_timeout = OPENING_TIMEOUT + 5.0
+        conn.execute("SET statement_timeout = 0")
+        lock_for_session(conn, OPENING, OPENING_TIMEOUT)
+        with conn.transaction():
+            self._check_count("Postgres", read_partition_count(conn))
+            self._check_count("Redis", self._count_in_redis())
+            record_partition_count(conn, self._partitions)
+            rules = record_rules(conn, [*self._rules, *self._rules_in_redis()])
+        self._record_in_redis(rules)
+        problems = self._settle(conn)
+        rows = {row.partition: row.incarnation for row in read_partitions(conn)}
+        found = self._incarnations_in_redis()
+        usable = {i: found[i] for i in rows if found.get(i) == rows[i]}
+        closed = [i for i in range(self._partitions) if i not in usable]
+        return Opened(usable, sorted(rules), closed, True, self._mode, tuple(problems))
+
+    def without_postgres(self, reason: str) -> Opened:
+        reason = reason.strip().rstrip(".")
+        found = self._incarnations_in_redis()
+        if not found:
+            raise StartupError(
+                f"{reason}. Redis holds no partitions yet, so there is nothing to go on with; "
+                "start Postgres first."
+            )
+        self._check_count("Redis", self._count_in_redis())
+        rules = self._record_in_redis(set(self._rules))
+        problems = [
+            f"{reason}. Checkpoints and lists wait for it; counting goes on with what Redis holds."
+        ]
+        closed = [i for i in range(self._partitions) if i not in found]
+        problems += [
+            f"Partition {i} stays closed: Redis doesn't hold it, and Postgres can't be asked."
+            for i in closed
+        ]
+        return Opened(found, sorted(rules), closed, False, self._mode, tuple(problems))
+
+    def _check_count(self, store: str, recorded: int | None) -> None:
+        if recorded not in (None, self._partitions):
+            raise StartupError(
+                f"{store} was made for {recorded} partitions, and the setting partitions is "
+                f"{self._partitions}; set it to {recorded}, or use other stores."
+            )
+
+    def _settle(self, conn: BoundedConnection) -> list[str]:
+        """Makes what is new, adopts what Postgres doesn't know, and names what is lost."""
+        found = self._incarnations_in_redis()
+        rows = {row.partition: row for row in read_partitions(conn)}
+        adopted = {i: found[i] for i in found if i not in rows}
+        fresh = {
+            i: str(uuid.uuid4()) for i in range(self._partitions) if i not in found | rows.keys()
+        }
+        # A start that ended here before Redis had them: nobody can have counted in them.
+        pending = {i: row.incarnation for i, row in rows.items() if not row.opened}
+        if adopted:
+            mark_all_dirty(self._redis, adopted)
+        with conn.transaction():
+            now = self._redis_time()
+            epoch = datetime.fromtimestamp(0, UTC)
+            if adopted:
+                insert_partitions(conn, adopted, opened=True, checkpointed_at=epoch)
+            if fresh:
+                insert_partitions(conn, fresh, opened=False, checkpointed_at=now)
+        if fresh or pending:
+            self._create_in_redis(fresh | pending)
+            mark_opened(conn, [*fresh, *pending])
+        return [
+            _lost(i, found.get(i))
+            for i, row in rows.items()
+            if row.opened and found.get(i) != row.incarnation
+        ]
+
+    def _create_in_redis(self, incarnations: Mapping[int, str]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for partition, incarnation in incarnations.items():
+            pipeline.execute_command("SET", incarnation_key(partition), incarnation, "NX")
+        if self._mode == WAITAOF:
+            # Postgres is told next, and must not know more than Redis' disk.
+            pipeline.execute_command("WAITAOF", 1, 0, int(REDIS_TIMEOUT * 500))
+        synced = pipeline.execute()[-1]
+        if self._mode == WAITAOF and not synced[0]:
+            raise StartupError("Redis did not sync its append-only file; look at its disk.")
+
+    def _incarnations_in_redis(self) -> dict[int, str]:
+        keys = [incarnation_key(i) for i in range(self._partitions)]
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.execute_command("GET", key)
+        return {i: value.decode() for i, value in enumerate(pipeline.execute()) if value}
+
+    def _count_in_redis(self) -> int | None:
+        recorded: Any = self._redis.execute_command("HGET", PARTITION_META, "partitions")
+        return None if recorded is None else int(recorded)
+
+    def _rules_in_redis(self) -> set[Rule]:
+        return _parse_rules(self._redis.execute_command("HGET", PARTITION_META, "shard_rules"))
+
+    def _record_in_redis(self, rules: set[Rule]) -> set[Rule]:
+        """Writes the number of partitions and adds the rules; gives all that were ever added."""
+        for _ in range(_RULES_ATTEMPTS):
+            with self._redis.pipeline() as pipeline:
+                pipeline.watch(PARTITION_META)
+                known = _parse_rules(
+                    pipeline.execute_command("HGET", PARTITION_META, "shard_rules")
+                )
+                text = json.dumps(sorted(known | rules), ensure_ascii=False)
+                pipeline.multi()
+                pipeline.execute_command("HSETNX", PARTITION_META, "partitions", self._partitions)
+                pipeline.execute_command("HSET", PARTITION_META, "shard_rules", text)
+                try:
+                    pipeline.execute()
+                except WatchError:
+                    continue
+                return known | rules
+        raise StartupError("Too many instances start at once; start this one again.")
+
+    def _redis_time(self) -> datetime:
+        seconds, microseconds = self._redis.execute_command("TIME")
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
+
+def mark_all_dirty(redis: Redis, partitions: Iterable[int]) -> int:
+    """Marks every counter key of these partitions for the next checkpoint; gives how many.
+
+    Looks at every key in Redis once. Keys made meanwhile mark themselves.
+    """
+    wanted = frozenset(partitions)
+    marked = 0
+    found = redis.scan_iter(match="{tb:*}:[cw]:*", count=_SCAN)
+    while keys := list(islice(found, _SCAN)):
+        by_partition: defaultdict[int, list[bytes]] = defaultdict(list)
+        for key in keys:
+            partition = _partition_of(key)
+            if partition in wanted:
+                by_partition[partition].append(key)
+        pipeline = redis.pipeline(transaction=False)
+        for partition, members in by_partition.items():
+            pipeline.execute_command("SADD", dirty_key(partition), *members)
+            marked += len(members)
+        pipeline.execute()
+    return marked
+
+
+def _partition_of(key: bytes) -> int:
+    try:
+        return parse_counter_key(key).partition
+    except ValueError:
+        return -1
+
+
+def _parse_rules(text: bytes | None) -> set[Rule]:
+    return {(prefix, shards) for prefix, shards in json.loads(text or "[]")}
+
+
+def _lost(partition: int, found: str | None) -> str:
+    what = "Redis doesn't hold it" if found is None else "Redis holds another life of it"
+    return (
+        f"Partition {partition} stays closed: {what}. Postgres has its counters as of the last "
+        "checkpoint; bring back the Redis data that belongs to this Postgres."
+    )

@@ -1,0 +1,109 @@
+"""A worker process: one gRPC server over the domain, pinned to a core."""
+
+import os
+import random
+import signal
+import threading
+from contextlib import ExitStack, closing
+
+import structlog
+
+from tallyboard_server.counters.service import Counters
+from tallyboard_server.counters.sharding import Sharding
+from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.operations import Operations
+from tallyboard_server.postgres.pool import open_pool
+from tallyboard_server.redis.durability import durability
+from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.store import RedisStore
+from tallyboard_server.rpc.counters import CounterServicer
+from tallyboard_server.rpc.operations import OperationsServicer
+from tallyboard_server.rpc.server import Server
+from tallyboard_server.rpc.stack import Stack
+from tallyboard_server.settings import Settings
+from tallyboard_server.stores import Opened, control_client, open_stores
+
+_log = structlog.get_logger(__name__)
+
+
+def main(settings: Settings, index: int, ready_fd: int) -> int:
+    """Serves until SIGTERM; gives the exit status.
+
+    Args:
+        settings: with both URLs filled in.
+        index: which of the workers this is, from 0.
+        ready_fd: gets b"ready\\n" when calls are served.
+
+    Raises:
+        StartupError: the stores can't be used.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with Worker(settings, open_stores(settings, log=index == 0)) as worker:
+        os.write(ready_fd, b"ready\n")
+        _log.info("serving", worker=index, address=settings.listen)
+        stopping.wait()
+        worker.drain()
+    return 0
+
+
+class Worker:
+    """Everything a worker owns, started by `__enter__` and ended by `__exit__`."""
+
+    def __init__(self, settings: Settings, opened: Opened) -> None:
+        self._settings = settings
+        self._opened = opened
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Worker":
+        settings, opened, own = self._settings, self._opened, self._stack
+        fences = Fences(opened.incarnations)
+        sharding = Sharding(
+            settings.partitions,
+            settings.default_shards,
+            settings.shards_by_prefix,
+            opened.shard_rules,
+            random.randrange(1 << 16),
+        )
+        pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))
+        redis = own.enter_context(closing(control_client(settings.redis_url)))
+        store = RedisStore(
+            settings.redis_url,
+            fences,
+            durability(opened.durability_mode, settings.redis_timeout),
+            timeout=settings.redis_timeout,
+            max_pending=settings.max_pending_operations,
+            on_refused=lambda part, keys: self._take_over(part, keys),
+        )
+        own.callback(store.close)
+        self._wide = WideCounters(store, sharding, settings.call_timeout)
+        own.callback(self._wide.close)
+        self._counters = Counters(store, self._wide, sharding, pool, settings)
+        operations = Operations(redis, pool, fences, settings)
+        stack = Stack(settings.call_timeout, log_all=settings.access_log == "all")
+        servicers = {
+            "CounterService": CounterServicer(self._counters, stack, settings.cache_ttl),
+            "OperationsService": OperationsServicer(
+                operations, settings.durability, settings.partitions
+            ),
+        }
+        self._server = Server(servicers, stack, settings)
+        self._server.start(settings.listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(0)
+        self._counters.drain()
+        self._stack.close()
+
+    def drain(self) -> None:
+        """Says NOT_SERVING, lets the calls under way end, then stops."""
+        _log.info("draining")
+        self._server.refuse()
+        self._counters.drain()
+        self._server.stop(self._settings.drain_timeout)
+
+    def _take_over(self, part: Part, keys: list[str]) -> None:
+        self._wide.take_over(part, keys)

@@ -1,0 +1,72 @@
+"""What a Redis can promise: by its settings, its version, and what it lets us ask."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tallyboard_server.durability import choose_durability
+from tallyboard_server.startup import StartupError
+from tallyboard_server.stores import control_client
+from tests.postgres.support import RedisOfVersion
+
+
+@pytest.fixture(params=["6.2"])
+def redis(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Redis]:
+    with RedisOfVersion(short_folder, request.param) as server:
+        client = control_client(server.url)
+        yield client
+        client.close()
+
+
+newest = pytest.mark.parametrize("redis", ["8"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("durability", "mode"),
+    [("applied", "applied"), ("fsynced", "always"), ("replicated:2", "wait:2")],
+)
+def test_modes_of_a_redis_that_always_syncs(redis: Redis, durability: str, mode: str) -> None:
+    assert choose_durability(redis, durability) == mode
+
+
+def test_an_old_redis_that_syncs_each_second_is_refused(redis: Redis) -> None:
+    redis.config_set("appendfsync", "everysec")
+    with pytest.raises(StartupError, match=r"from Redis 6\.2.* while appendfsync is everysec"):
+        choose_durability(redis, "fsynced")
+
+
+@newest
+def test_a_new_redis_that_syncs_each_second_is_waited_for(redis: Redis) -> None:
+    redis.config_set("appendfsync", "everysec")
+    assert choose_durability(redis, "fsynced") == "waitaof"
+
+
+def test_a_redis_that_never_syncs_is_refused(redis: Redis) -> None:
+    redis.config_set("appendfsync", "no")
+    with pytest.raises(StartupError, match="appendfsync is no"):
+        choose_durability(redis, "fsynced")
+
+
+def test_a_redis_without_a_file_is_refused(redis: Redis) -> None:
+    redis.config_set("appendonly", "no")
+    with pytest.raises(StartupError, match="set appendonly yes"):
+        choose_durability(redis, "fsynced")
+
+
+def test_a_redis_without_a_file_will_do_for_applied(redis: Redis) -> None:
+    redis.config_set("appendonly", "no")
+    assert choose_durability(redis, "applied") == "applied"
+
+
+def test_a_redis_that_evicts_is_refused(redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(StartupError, match="maxmemory-policy allkeys-lru"):
+        choose_durability(redis, "applied")
+
+
+def test_a_redis_that_hides_its_settings_is_not_trusted(redis: Redis) -> None:
+    redis.execute_command("ACL", "SETUSER", "default", "-config")
+    with pytest.raises(StartupError, match="CONFIG GET appendfsync is not allowed"):
+        choose_durability(redis, "fsynced")

@@ -1,0 +1,82 @@
+"""The pool: nobody waits long for a Postgres that is stopped, gone or back."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from tallyboard_server.embedded import EmbeddedPostgres
+from tallyboard_server.errors import Unavailable
+from tallyboard_server.postgres.pool import connect, open_pool, postgres_unavailable
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def own_postgres(short_folder: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(short_folder) as server:
+        yield server
+
+
+def test_a_stopped_server_is_given_up(database: str) -> None:
+    with connect(database) as conn:
+        conn.answer_timeout = 0.5
+        backend = conn.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        started = time.monotonic()
+        try:
+            with pytest.raises(psycopg.OperationalError):
+                conn.execute("SELECT 1")
+            assert time.monotonic() - started < 3
+        finally:
+            os.kill(backend, signal.SIGCONT)
+
+
+def test_a_connection_that_was_given_up_is_closed(database: str) -> None:
+    with connect(database) as conn:
+        conn.answer_timeout = 0.3
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT pg_sleep(5)")
+        assert conn.closed
+
+
+def test_a_slow_statement_is_ended_by_the_server(database: str) -> None:
+    with connect(database) as conn, pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute("SET statement_timeout = 200")
+        conn.execute("SELECT pg_sleep(5)")
+
+
+def test_nobody_waits_long_for_a_postgres_that_is_away() -> None:
+    started = time.monotonic()
+    with open_pool("postgresql://127.0.0.1:1/acme", wait=0.5) as pool:
+        with pytest.raises(PoolTimeout), pool.connection():
+            pass
+    assert time.monotonic() - started < 5
+
+
+def test_a_pool_finds_a_postgres_that_is_back(own_postgres: EmbeddedPostgres) -> None:
+    with open_pool(own_postgres.url, wait=0.5) as pool:
+        own_postgres.kill()
+        with pytest.raises(psycopg.Error), pool.connection() as conn:
+            conn.execute("SELECT 1")
+        own_postgres.start()
+
+        def answers() -> bool:
+            try:
+                with pool.connection() as conn:
+                    conn.execute("SELECT 1")
+            except psycopg.Error:
+                return False
+            return True
+
+        assert wait_for(answers, "Postgres to be found", 10)
+
+
+def test_callers_are_told_that_postgres_is_away() -> None:
+    with pytest.raises(Unavailable) as raised, postgres_unavailable():
+        raise PoolTimeout("no connection")
+    assert raised.value.reason == "POSTGRES_UNAVAILABLE"
