@@ -12,7 +12,7 @@ ARGS ?=
 .PHONY: run test check generate demo bench install clean
 
 run: $(VENV)/.run-installed
-	@exec $(BIN)/tallyboard-server serve $(ARGS)
+	@exec $(BIN)/tallyboard-server serve --with-parent $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -q

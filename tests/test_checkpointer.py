@@ -342,7 +342,7 @@ def test_a_slow_keeper_does_not_drop_what_another_took_over(redis: Redis) -> Non
 def test_no_more_than_the_limit_is_in_flight(redis: Redis) -> None:
     put(redis, 0, {f"post:{i}": i for i in range(10)})
     take(redis, 0, limit=4, checkpoint="first")
-    assert len(take(redis, 0, limit=6, checkpoint="second")[4]) == 6
+    assert len(take(redis, 0, limit=6, checkpoint="second")[2]) == 6
 
 
 def test_two_checkpointers_at_once_agree(
@@ -386,6 +386,45 @@ def test_a_partition_that_somebody_holds_is_left(
     with connect(database) as holder:
         lock_for_transaction(holder, 1, 1.0)
         assert checkpointer.checkpoint_all().unfinished == (1,)
+
+
+def test_a_held_partition_does_not_keep_the_others(
+    redis: Redis,
+    checkpointer: Checkpointer,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tallyboard_server.checkpointer.LOCK_WAIT", 0.1)
+    put(redis, 1, {"post:42": 5})
+    put(redis, 2, {"post:43": 6})
+    with connect(database) as holder:
+        lock_for_transaction(holder, 1, 1.0)
+        checkpointer.checkpoint_all()
+    assert totals(database) == {"post:43": 6}
+
+
+def test_waits_for_whoever_holds_a_partition(
+    redis: Redis, checkpointer: Checkpointer, database: str
+) -> None:
+    put(redis, 1, {"post:42": 5})
+    with connect(database) as holder:
+        lock_for_transaction(holder, 1, 1.0)
+        release = threading.Timer(0.3, holder.commit)
+        release.start()
+        checkpointer.checkpoint_all()
+        release.join()
+    assert totals(database) == {"post:42": 5}
+
+
+def test_small_groups_copy_everything(
+    redis: Redis, checkpointer: Checkpointer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tallyboard_server.checkpointer.GROUP_KEYS", 25)
+    monkeypatch.setattr("tallyboard_server.checkpointer.STEP", 10)
+    for partition in range(PARTITIONS):
+        put(redis, partition, {f"post:{i}": i for i in range(15)})
+    checkpointer.checkpoint_all()
+    assert totals(database) == {f"post:{i}": PARTITIONS * i for i in range(15)}
 
 
 def test_another_life_of_a_partition_is_not_copied(
@@ -440,14 +479,14 @@ def versioned(versioned_redis: EmbeddedRedis) -> Iterator[Redis]:
 def test_the_script_answers_values_and_gaps(versioned: Redis) -> None:
     put(versioned, 0, {"a": 1, "b": None, "c": "w3"})
     answer = take(versioned, 0)
-    found = dict(zip(answer[4], answer[5], strict=True))
+    found = dict(zip(answer[2], answer[3], strict=True))
     expected = {"a": b"1", "b": None, "c": b"w3"}
     assert found == {shard_key(0, "acme", k).encode(): v for k, v in expected.items()}
 
 
 def test_the_script_takes_20000_keys_at_once(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(20_000)})
-    assert len(take(versioned, 0, limit=20_000)[4]) == 20_000
+    assert len(take(versioned, 0, limit=20_000)[2]) == 20_000
 
 
 def test_the_script_refuses_another_life(versioned: Redis) -> None:
@@ -461,7 +500,7 @@ def test_the_script_refuses_another_life(versioned: Redis) -> None:
 def test_a_full_redis_can_be_checkpointed(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(100)})
     versioned.config_set("maxmemory", 1)
-    assert len(take(versioned, 0)[4]) == 100
+    assert len(take(versioned, 0)[2]) == 100
 
 
 def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
@@ -471,7 +510,7 @@ def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
     take(versioned, 0, limit=1)
     versioned_redis.kill()
     versioned_redis.start()
-    assert len(take(versioned, 0, checkpoint="next")[4]) == 2
+    assert len(take(versioned, 0, checkpoint="next")[2]) == 2
 
 
 def test_redis_killed_over_and_over_loses_no_checkpoint(

@@ -199,6 +199,10 @@ def test_shown_values_hold_no_password(url: str) -> None:
     assert "s3cret" not in str(load_settings({name: url}, {}).shown())
 
 
+def test_printed_settings_hold_no_password() -> None:
+    assert "s3cret" not in repr(Settings(redis_url="redis://:s3cret@cache"))
+
+
 def test_masking_keeps_the_rest_of_a_url() -> None:
     assert mask_url("redis://ann:s3cret@cache:6379/0") == "redis://ann:***@cache:6379/0"
 

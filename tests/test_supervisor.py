@@ -70,6 +70,9 @@ except StartupError as error:
     sys.exit(f"Error: {error}")
 """
 
+# Runs its arguments as a child, and waits.
+_PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+
 _ELSEWHERE = {
     "redis_url": "redis://ann:s3cret@127.0.0.1:1",
     "postgres_url": "postgresql://ann:s3cret@127.0.0.1:1/x",
@@ -95,6 +98,7 @@ class Running:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,
+                env={**os.environ, "TMPDIR": str(folder)},
                 start_new_session=True,
             )
         assert self.process.stdin is not None
@@ -197,6 +201,18 @@ def test_killed_supervisor_leaves_no_orphan(start: Start) -> None:
     assert any_alive(children) == []
 
 
+def test_real_service_ends_with_its_parent_if_asked_to(short_folder: Path) -> None:
+    command = [sys.executable, "-m", "tallyboard_server", "serve", "--with-parent"]
+    command += ["--listen", "127.0.0.1:0", "--metrics-listen", "", "--data-dir", str(short_folder)]
+    with (short_folder / "output").open("w+") as output:
+        parent = subprocess.Popen([sys.executable, "-c", _PARENT, *command], stdout=output)
+        wait_for(lambda: "listens on" in (short_folder / "output").read_text(), "the banner", 60)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait(5)
+    assert wait_for(lambda: not any_alive(family), "the service to end")
+
+
 def test_keeper_is_stopped_after_the_workers(start: Start) -> None:
     running = start(**_ELSEWHERE).until_ready()
     running.send(signal.SIGTERM)
@@ -246,9 +262,7 @@ def test_killed_store_is_started_again(start: Start, store: str) -> None:
     assert wait_for(lambda: life() not in (None, first), f"the second life of {store}")
 
 
-def test_worker_that_does_not_drain_in_time_is_killed(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_that_does_not_drain_in_time_is_killed(start: Start) -> None:
     running = start("stubborn", drain_timeout=0.0, workers=1, **_ELSEWHERE).until_ready()
     children = running.children()
     running.send(signal.SIGTERM)
@@ -323,8 +337,9 @@ def test_folder_and_address_are_free_after_a_stop(start: Start) -> None:
 
 
 def test_metrics_of_all_workers_are_added_up(start: Start) -> None:
-    _, metrics = reserve_and_release()
-    start("counting", metrics_listen=metrics, workers=2, **_ELSEWHERE).until_ready()
+    settings = {"metrics_listen": "127.0.0.1:0", "workers": 2, **_ELSEWHERE}
+    running = start("counting", **settings).until_ready()
+    metrics = running.output.split("http://")[1].split("/")[0]
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
         assert b"stand_in_starts_total 3.0" in answer.read()
 
@@ -350,13 +365,6 @@ def test_banner_shows_no_password(start: Start) -> None:
 def test_banner_shows_a_call_to_try(start: Start, call: str) -> None:
     running = start(**_ELSEWHERE).until_ready()
     assert wait_for(lambda: call in running.output, f"{call} in the banner")
-
-
-def reserve_and_release() -> tuple[str, str]:
-    """A port that was free a moment ago, as its host and as host:port."""
-    holder, address = reserve_port("127.0.0.1:0")
-    holder.close()
-    return "127.0.0.1", address
 
 
 def test_reserved_port_accepts_nothing() -> None:

@@ -9,7 +9,7 @@ from tallyboard_server.settings import Settings
 
 _PYTHON_CALL = """import grpc
 from tallyboard.v1 import counters_pb2 as counters, counters_pb2_grpc as services
-with grpc.insecure_channel("{target}") as channel:
+with {channel} as channel:
     service = services.CounterServiceStub(channel)
     print(service.GetCounter(counters.GetCounterRequest(counter="post:42")))"""
 
@@ -27,11 +27,17 @@ def print_banner(settings: Settings, *, data: str, console: Console | None = Non
 
 
 def _calls(settings: Settings, target: str) -> list[tuple[str, str]]:
-    grpcurl = "grpcurl -plaintext" if not settings.tls_certificate else "grpcurl"
+    certificate = settings.tls_certificate
+    channel = f'grpc.insecure_channel("{target}")'
+    grpcurl, trust = "grpcurl -plaintext", ""
+    if certificate:
+        trusted = f'grpc.ssl_channel_credentials(open("{certificate}", "rb").read())'
+        channel = f'grpc.secure_channel("{target}", {trusted})'
+        grpcurl, trust = f"grpcurl -cacert {certificate}", f" --ca {certificate}"
     message = """{"counter": "post:42", "delta": "1", "return_count": true}"""
     call = f"{grpcurl} -d '{message}' {target} tallyboard.v1.CounterService/Increment"
-    program = f"{_program()} counter increment post:42 --delta 5 --server {target}"
-    python = f"{_interpreter()} - <<'END'\n{_PYTHON_CALL.format(target=target)}\nEND"
+    program = f"{_program()} counter increment post:42 --delta 5 --server {target}{trust}"
+    python = f"{_interpreter()} - <<'END'\n{_PYTHON_CALL.format(channel=channel)}\nEND"
     return [("grpcurl", call), ("Command line", program), ("Python", python)]
 
 

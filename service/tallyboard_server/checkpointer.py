@@ -1,16 +1,16 @@
-"""Copies what changed in Redis to Postgres, partition by partition.
+"""Copies what changed in Redis to Postgres, a few partitions at a time.
 
 Keys are taken in Redis under an id, written in one Postgres transaction that holds the
-partition's lock, and only then forgotten. Whoever dies in between leaves them for the next one.
+partitions' locks, and only then forgotten. Whoever dies in between leaves them for the next one.
 """
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 import structlog
@@ -22,6 +22,7 @@ from tallyboard_server.postgres.checkpoints import (
     ShardValue,
     lock_partition,
     mark_checkpointed,
+    try_lock_partitions,
     write_values,
 )
 from tallyboard_server.postgres.pool import BoundedConnection
@@ -33,7 +34,12 @@ from tallyboard_server.redis.keys import (
     parse_counter_key,
 )
 
+# Most keys that one call of the script takes from a partition.
 STEP: Final = 5_000
+# What goes into one transaction. The shards of a counter are in several partitions, and its total
+# is written once for all that are in the same transaction.
+GROUP_KEYS: Final = 20_000
+GROUP_PARTITIONS: Final = 64
 LOCK_WAIT: Final = 5.0
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -72,12 +78,23 @@ class CheckpointResult:
 
 @dataclass(frozen=True)
 class _Step:
-    """What checkpoint.lua took: values as of `read_at`, and how many dirty keys it left."""
+    """What one transaction copied: by partition, keys copied and dirty keys left."""
+
+    copied: dict[int, int]
+    left: dict[int, int]
+    fenced: list[int]
+    busy: list[int]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What checkpoint.lua answered: what it took from each partition, and what it left."""
 
     read_at: datetime
-    left: int
     values: list[ShardValue]
-    taken: int
+    copied: dict[int, int]
+    left: dict[int, int]
+    fenced: list[int]
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class _Survey:
 
     at: datetime
     clean: dict[int, str]
-    changed: list[int]
+    changed: dict[int, int]
     empty: list[int]
 
 
@@ -98,7 +115,7 @@ class Checkpointer:
 
     Args:
         redis: a client that does not repeat commands; its timeout bounds each wait.
-        pool: connections with timeouts; one is used at a time.
+        pool: connections with timeouts; each call uses one at a time.
         partitions: how many there are.
     """
 
@@ -120,27 +137,33 @@ class Checkpointer:
         """
         started = time.monotonic()
         survey = self._survey()
-        counters, done = 0, 0
-        fenced, unfinished = list(survey.empty), []
-        for partition in survey.changed:
+        progress = _Progress(survey.changed)
+        while progress.waiting and (deadline is None or time.monotonic() < deadline):
+            progress.add(self._step(progress.next_group(), STEP))
+        unfinished = set(progress.waiting) | progress.given_up
+        for partition in sorted(progress.busy):
+            # Whoever has it may have begun before this call: only our own turn is proof.
             try:
-                copied, finished = self._checkpoint(partition, STEP, deadline)
+                progress.copied[partition] += self._finish(partition, STEP, deadline)
             except PartitionFenced:
-                fenced.append(partition)
-                continue
+                progress.fenced.append(partition)
             except psycopg.errors.LockNotAvailable:
-                unfinished.append(partition)
-                continue
-            counters += copied
-            done += copied > 0
-            if not finished:
-                unfinished.append(partition)
+                unfinished.add(partition)
+            except _Unfinished as left:
+                progress.copied[partition] += left.copied
+                unfinished.add(partition)
         if survey.clean:
             with self._pool.connection() as conn:
                 mark_checkpointed(conn, survey.clean, survey.at)
         seconds = time.monotonic() - started
         _SECONDS.observe(seconds)
-        return CheckpointResult(counters, done, seconds, tuple(fenced), tuple(unfinished))
+        return CheckpointResult(
+            counters=sum(progress.copied.values()),
+            partitions=sum(copied > 0 for copied in progress.copied.values()),
+            seconds=seconds,
+            fenced=tuple(sorted([*survey.empty, *progress.fenced])),
+            unfinished=tuple(sorted(unfinished)),
+        )
 
     def checkpoint_partition(self, partition: int, limit: int = STEP) -> int:
         """Copies all that changed in one partition; gives the number of keys.
@@ -153,50 +176,63 @@ class Checkpointer:
             PartitionFenced: see there.
             psycopg.errors.LockNotAvailable: somebody else held the partition for 5 s.
         """
-        return self._checkpoint(partition, limit, None)[0]
+        try:
+            return self._finish(partition, limit, None)
+        except _Unfinished as unfinished:
+            return unfinished.copied
 
-    def _checkpoint(self, partition: int, limit: int, deadline: float | None) -> tuple[int, bool]:
-        """Steps until nothing is left, or more came than there was at first."""
-        copied, budget = 0, None
-        while deadline is None or time.monotonic() < deadline:
-            step = self._step(partition, limit)
-            copied += step.taken
-            if step.left == 0:
-                return copied, True
-            # Twice what was there: a partition that changes all the time must not hold the rest.
-            budget = copied + 2 * step.left + limit if budget is None else budget
-            if copied >= budget:
-                break
-        return copied, False
+    def _finish(self, partition: int, limit: int, deadline: float | None) -> int:
+        """Steps through one partition, waiting for its lock, until nothing is left."""
+        progress = _Progress({partition: 0})
+        while progress.waiting and (deadline is None or time.monotonic() < deadline):
+            progress.add(self._step([partition], limit, LOCK_WAIT))
+        if progress.fenced:
+            raise PartitionFenced(f"Redis or Postgres doesn't have this life of {partition}")
+        if progress.waiting or progress.given_up:
+            raise _Unfinished(progress.copied[partition])
+        return progress.copied[partition]
 
-    def _step(self, partition: int, limit: int) -> _Step:
+    def _step(self, partitions: Sequence[int], limit: int, wait: float | None = None) -> _Step:
+        """One transaction over some partitions; without `wait`, over those that are free."""
         checkpoint = uuid.uuid4().hex
         with self._pool.connection() as conn:
-            incarnation = lock_partition(conn, partition, LOCK_WAIT)
-            if incarnation is None:
-                raise PartitionFenced(f"Postgres doesn't know partition {partition}")
-            step = self._take_keys(partition, checkpoint, limit, incarnation)
-            write_values(conn, partition, step.values, step.read_at)
-            if step.left == 0:
-                mark_checkpointed(conn, {partition: incarnation}, step.read_at)
-        if step.taken:
-            self._forget([in_flight_key(partition), checkpoint_id_key(partition)], [checkpoint])
-        _KEYS.inc(step.taken)
-        return step
+            if wait is None:
+                incarnations, busy = try_lock_partitions(conn, partitions)
+            else:
+                incarnations, busy = lock_partition(conn, partitions[0], wait), []
+            unknown = set(partitions) - set(busy) - set(incarnations)
+            taken = self._take_keys(incarnations, checkpoint, limit)
+            write_values(conn, taken.values, taken.read_at)
+            finished = {i: incarnations[i] for i, left in taken.left.items() if left == 0}
+            mark_checkpointed(conn, finished, taken.read_at)
+        self._forget_keys([i for i, copied in taken.copied.items() if copied], checkpoint)
+        _KEYS.inc(sum(taken.copied.values()))
+        return _Step(taken.copied, taken.left, [*taken.fenced, *unknown], busy)
 
-    def _take_keys(self, partition: int, checkpoint: str, limit: int, incarnation: str) -> _Step:
-        keys = [
-            dirty_key(partition),
-            in_flight_key(partition),
-            checkpoint_id_key(partition),
-            incarnation_key(partition),
-        ]
-        answer: Any = self._take(keys, [checkpoint, limit, incarnation])
-        if answer[0] == b"fenced":
-            raise PartitionFenced(f"Redis holds another life of partition {partition}")
-        _, seconds, microseconds, left, taken, values = answer
-        read_at = datetime.fromtimestamp(int(seconds), UTC).replace(microsecond=int(microseconds))
-        return _Step(read_at, left, list(_parse(taken, values)), len(taken))
+    def _take_keys(self, incarnations: Mapping[int, str], checkpoint: str, limit: int) -> _Taken:
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.execute_command("TIME")
+        for i, incarnation in incarnations.items():
+            keys = [dirty_key(i), in_flight_key(i), checkpoint_id_key(i), incarnation_key(i)]
+            self._take(keys, [checkpoint, limit, incarnation], client=pipeline)
+        read_at, *answers = pipeline.execute()
+        taken = _Taken(_time(*read_at), [], {}, {}, [])
+        for i, answer in zip(incarnations, answers, strict=True):
+            if answer[0] == b"fenced":
+                taken.fenced.append(i)
+                continue
+            _, taken.left[i], found, values = answer
+            taken.copied[i] = len(found)
+            taken.values.extend(_parse(found, values))
+        return taken
+
+    def _forget_keys(self, partitions: Sequence[int], checkpoint: str) -> None:
+        if not partitions:
+            return
+        pipeline = self._redis.pipeline(transaction=False)
+        for i in partitions:
+            self._forget([in_flight_key(i), checkpoint_id_key(i)], [checkpoint], client=pipeline)
+        pipeline.execute()
 
     def _survey(self) -> _Survey:
         """Which partitions have something to copy, without taking it."""
@@ -207,19 +243,76 @@ class Checkpointer:
             pipeline.execute_command("SCARD", dirty_key(i))
             pipeline.execute_command("SCARD", in_flight_key(i))
             pipeline.execute_command("GET", incarnation_key(i))
-        (seconds, microseconds), *answers = pipeline.execute()
-        at = datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+        at, *answers = pipeline.execute()
         clean: dict[int, str] = {}
-        changed, empty = [], []
+        changed: dict[int, int] = {}
+        empty: list[int] = []
         triples = zip(answers[0::3], answers[1::3], answers[2::3], strict=True)
         for i, (dirty, in_flight, incarnation) in enumerate(triples):
             if incarnation is None:
                 empty.append(i)
             elif dirty or in_flight:
-                changed.append(i)
+                changed[i] = dirty + in_flight
             else:
                 clean[i] = incarnation.decode()
-        return _Survey(at, clean, changed, empty)
+        return _Survey(_time(*at), clean, changed, empty)
+
+
+class _Unfinished(Exception):
+    """A partition has something left, after `copied` keys."""
+
+    def __init__(self, copied: int) -> None:
+        super().__init__(copied)
+        self.copied = copied
+
+
+class _Progress:
+    """Which partitions still have to be copied, and how often that was tried.
+
+    A partition that changes as fast as it is copied is given up after a while, so that it does
+    not keep a checkpoint from its end.
+    """
+
+    def __init__(self, sizes: Mapping[int, int]) -> None:
+        self.waiting = dict(sizes)
+        self.copied = dict.fromkeys(sizes, 0)
+        self.fenced: list[int] = []
+        self.busy: set[int] = set()
+        self.given_up: set[int] = set()
+        self._most: dict[int, int] = {}
+
+    def next_group(self) -> list[int]:
+        """Partitions for one transaction."""
+        group: list[int] = []
+        keys = 0
+        for partition, size in self.waiting.items():
+            if group and (len(group) == GROUP_PARTITIONS or keys + size > GROUP_KEYS):
+                break
+            group.append(partition)
+            keys += min(size, STEP)
+        return group
+
+    def add(self, step: _Step) -> None:
+        """Counts a transaction."""
+        for partition in step.fenced:
+            del self.waiting[partition]
+        self.fenced += step.fenced
+        for partition in step.busy:
+            del self.waiting[partition]
+        self.busy.update(step.busy)
+        for partition, left in step.left.items():
+            self.copied[partition] += step.copied[partition]
+            most = self._most.setdefault(partition, self.copied[partition] + 2 * left + STEP)
+            if left == 0 or self.copied[partition] > most:
+                del self.waiting[partition]
+                if left:
+                    self.given_up.add(partition)
+            else:
+                self.waiting[partition] = left
+
+
+def _time(seconds: int, microseconds: int) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC).replace(microsecond=int(microseconds))
 
 
 def _parse(keys: Sequence[bytes], values: Sequence[bytes | None]) -> Iterator[ShardValue]:
@@ -233,16 +326,16 @@ def _parse(keys: Sequence[bytes], values: Sequence[bytes | None]) -> Iterator[Sh
 
 
 def _parse_one(key: bytes, value: bytes | None) -> ShardValue:
-    kind, _, tenant, counter = parse_counter_key(key)
+    kind, partition, tenant, counter = parse_counter_key(key)
     if "\0" in tenant or "\0" in counter:
         raise ValueError("Postgres has no NUL")
     wide = kind == "w"
     if value is None:
-        return ShardValue(tenant, counter, wide, None, False)
+        return ShardValue(partition, tenant, counter, wide, None, False)
     if wide and value == b"x":
-        return ShardValue(tenant, counter, wide, 0, True)
+        return ShardValue(partition, tenant, counter, wide, 0, True)
     frozen = not wide and value.startswith(b"w")
     number = int(value[1:] if frozen else value)
     if number not in _INT64:
         raise ValueError("more than 64 bits")
-    return ShardValue(tenant, counter, wide, number, frozen)
+    return ShardValue(partition, tenant, counter, wide, number, frozen)

@@ -63,10 +63,13 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 @main.command()
 @_settings_options
-def serve(**flags: object) -> None:
+@click.option("--with-parent", is_flag=True, help="Stop also when the process that ran this ends.")
+def serve(with_parent: bool, **flags: object) -> None:
     """Run the service until Ctrl-C or SIGTERM."""
     from tallyboard_server.supervisor import Supervisor
 
+    if with_parent:
+        die_with_parent(signal.SIGTERM)
     settings = load_settings(flags, os.environ).settings
     configure_logs(settings, "supervisor")
     sys.exit(Supervisor(settings).run())

@@ -2,6 +2,7 @@
 
 TallyboardError
 ├── InvalidArgument     the caller's message is wrong; nothing changed
+├── MessageTooLarge     the message has more bytes than are accepted
 ├── OutOfRange          a counter would leave the signed 64-bit range; it keeps its value
 ├── SequenceTooOld      a stream's batch is too far behind to tell whether it was counted
 ├── Overloaded          a limit is reached; nothing changed; try again later
@@ -44,6 +45,12 @@ class InvalidArgument(TallyboardError):
         first = violations[0]
         super().__init__(f"{first.field}: {first.description}", reason=reason)
         self.violations = tuple(violations)
+
+
+class MessageTooLarge(TallyboardError):
+    """More bytes than are accepted; the transport's own limit answers with the same code."""
+
+    reason = "MESSAGE_TOO_LARGE"
 
 
 class OutOfRange(TallyboardError):

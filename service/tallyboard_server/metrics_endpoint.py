@@ -27,6 +27,13 @@ class MetricsEndpoint:
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def address(self) -> str:
+        """Where it serves, as host:port with the real port; empty when it does not."""
+        if self._server is None:
+            return ""
+        return f"{self._listen.rpartition(':')[0]}:{self._server.server_port}"
+
     def __enter__(self) -> "MetricsEndpoint":
         if self._listen:
             registry = CollectorRegistry()

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_KEEPCAPS: Final = 8
+_PR_SET_SECUREBITS: Final = 28
+_NO_SETUID_FIXUP: Final = 1 << 2
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_RAISE: Final = 2
 _CAP_VERSION_3: Final = 0x20080522
 _CAP_DAC_OVERRIDE: Final = 1
+_CAP_SETPCAP: Final = 8
 # Loaded before any fork: a forked child must not load libraries.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -61,13 +63,14 @@ def child_setup(
 
 
 def may_open_everything() -> bool:
-    """Whether this process may open files and folders whatever their permissions."""
+    """Whether this process may open all files and folders, and leave that right to a child."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             held = next(line for line in status if line.startswith("CapPrm:"))
     except (OSError, StopIteration):
         return False
-    return _LIBC is not None and bool(int(held.split()[1], 16) >> _CAP_DAC_OVERRIDE & 1)
+    needed = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_SETPCAP
+    return _LIBC is not None and int(held.split()[1], 16) & needed == needed
 
 
 class _CapHeader(ctypes.Structure):
@@ -89,7 +92,8 @@ def _become(user: User) -> None:
     if not user.reaches_all:
         os.setuid(user.uid)
         return
-    _system(_PR_SET_KEEPCAPS, 1)
+    # Keeps setuid() from dropping the capabilities, and access() from leaving them out.
+    _system(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP)
     os.setuid(user.uid)
     assert _LIBC is not None
     kept = 1 << _CAP_DAC_OVERRIDE

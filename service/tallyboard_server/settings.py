@@ -106,7 +106,7 @@ def _setting(default: object, help: str, rule: Rule = _ANYTHING, *, secret: bool
     metadata = {"help": help, "rule": rule, "secret": secret}
     if isinstance(default, dict):
         return field(default_factory=dict, hash=False, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,21 @@ class Supervisor:
         self._start_stores()
         self._settings = dataclasses.replace(self._settings, listen=listen)
         self._open_stores(self._settings)
-        folder = Path(tempfile.mkdtemp(prefix="tallyboard-metrics-"))
-        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = self._make_metrics_folder(cleanup)
         self._metrics = cleanup.enter_context(MetricsEndpoint(settings.metrics_listen, folder))
+        self._settings = dataclasses.replace(self._settings, metrics_listen=self._metrics.address)
         self._start_children(folder)
+
+    def _make_metrics_folder(self, cleanup: contextlib.ExitStack) -> Path:
+        """An empty folder; in the locked data folder if there is one, so that none is left over."""
+        if self._stores:
+            folder = Path(self._settings.data_dir) / "metrics"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="tallyboard-metrics-"))
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def _start_stores(self) -> None:
         if not self._settings.redis_url:

@@ -25,8 +25,10 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 def fill(pool: Pool, values: dict[str, int], tenant: str = "acme") -> None:
     with pool.connection() as conn:
-        shards = [ShardValue(tenant, name, False, value, False) for name, value in values.items()]
-        write_values(conn, 0, shards, NOW)
+        shards = [
+            ShardValue(0, tenant, name, False, value, False) for name, value in values.items()
+        ]
+        write_values(conn, shards, NOW)
 
 
 def pages(pool: Pool, prefix: str, order: str, size: int) -> list[list[CounterRow]]:

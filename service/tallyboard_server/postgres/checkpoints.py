@@ -1,4 +1,4 @@
-"""Writing what a checkpoint read from Redis, one partition at a time."""
+"""Writing what a checkpoint read from Redis, a few partitions at a time."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from tallyboard_server.postgres.locks import lock_for_transaction
+from tallyboard_server.postgres.locks import lock_for_transaction, try_lock_for_transaction
 from tallyboard_server.postgres.statements import statement
 
 
@@ -17,6 +17,7 @@ class ShardValue(NamedTuple):
     counter, and of a wide value that the counter was deleted.
     """
 
+    partition: int
     tenant: str
     counter: str
     wide: bool
@@ -24,41 +25,55 @@ class ShardValue(NamedTuple):
     frozen: bool
 
 
-def lock_partition(conn: psycopg.Connection[Any], partition: int, wait: float) -> str | None:
+def lock_partition(conn: psycopg.Connection[Any], partition: int, wait: float) -> dict[int, str]:
     """Keeps other checkpoints off the partition until the transaction ends.
 
-    Gives the incarnation that Postgres follows, None if it does not know the partition.
+    Gives the incarnation that Postgres follows, nothing if it does not know the partition.
 
     Raises:
         psycopg.errors.LockNotAvailable: somebody else had it for `wait` seconds.
     """
     lock_for_transaction(conn, partition, wait)
-    row = conn.execute(
-        "SELECT incarnation FROM tallyboard.partitions WHERE partition = %s", (partition,)
-    ).fetchone()
-    return None if row is None else str(row[0])
+    return _incarnations(conn, [partition])
+
+
+def try_lock_partitions(
+    conn: psycopg.Connection[Any], partitions: Sequence[int]
+) -> tuple[dict[int, str], list[int]]:
+    """The same for those of `partitions` that are free, without waiting.
+
+    Gives their incarnations as `lock_partition` does, and the partitions that are not free.
+    """
+    locked = try_lock_for_transaction(conn, partitions)
+    return _incarnations(conn, sorted(locked)), sorted(set(partitions) - locked)
+
+
+def _incarnations(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> dict[int, str]:
+    # A statement of its own: it has to see what was committed before the lock was had.
+    rows = conn.execute(
+        "SELECT partition, incarnation FROM tallyboard.partitions WHERE partition = ANY(%s)",
+        (list(partitions),),
+    )
+    return dict(rows.fetchall())
 
 
 def write_values(
-    conn: psycopg.Connection[Any],
-    partition: int,
-    values: Sequence[ShardValue],
-    read_at: datetime,
+    conn: psycopg.Connection[Any], values: Sequence[ShardValue], read_at: datetime
 ) -> None:
-    """Writes what Redis held at `read_at` and keeps the totals; the partition must be locked.
+    """Writes what Redis held at `read_at` and keeps the totals; the partitions must be locked.
 
     The values go along as arrays: a temporary table would fill Postgres' catalog with garbage,
     several times a second.
     """
     if not values:
         return
-    tenants, counters, wides, numbers, frozens = map(list, zip(*values, strict=True))
+    partitions, tenants, counters, wides, numbers, frozens = map(list, zip(*values, strict=True))
     columns: dict[str, Any] = {"tenants": tenants, "counters": counters}
     conn.execute(
         statement("write_counters"),
         columns
         | {
-            "partition": partition,
+            "partitions": partitions,
             "wides": wides,
             "values": numbers,
             "frozens": frozens,

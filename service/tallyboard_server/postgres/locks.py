@@ -3,6 +3,7 @@
 All have one first key; the second is the partition, or a negative number for what there is once.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
@@ -25,6 +26,16 @@ def lock_for_transaction(conn: psycopg.Connection[Any], what: int, wait: float) 
     """
     conn.execute("SELECT set_config('lock_timeout', %s, true)", (_milliseconds(wait),))
     conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCKS, what))
+
+
+def try_lock_for_transaction(conn: psycopg.Connection[Any], what: Sequence[int]) -> set[int]:
+    """Takes those locks that nobody holds until the transaction ends, and gives them."""
+    rows = conn.execute(
+        "SELECT what FROM unnest(%s::integer[]) AS given (what)"
+        " WHERE pg_try_advisory_xact_lock(%s, what)",
+        (list(what), LOCKS),
+    )
+    return {row[0] for row in rows}
 
 
 def lock_for_session(conn: psycopg.Connection[Any], what: int, wait: float) -> None:

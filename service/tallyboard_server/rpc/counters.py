@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -119,8 +120,10 @@ class CounterServicer:
             stream.finish()
             self._counters.close_stream(stream)
 
-    def get_counter(self, request: pb.GetCounterRequest, caller: Caller) -> pb.GetCounterResponse:
-        """Reads one counter."""
+    def get_counter(
+        self, request: pb.GetCounterRequest, caller: Caller
+    ) -> pb.GetCounterResponse | bytes:
+        """Reads one counter; the response of a count in memory is encoded once."""
         counter = request.counter
         validation.check_name("counter", counter)
         staleness = self._staleness(request)
@@ -130,7 +133,7 @@ class CounterServicer:
         count = reader.cached(caller.tenant, counter, staleness)
         if count is None:
             count = reader.get(caller.tenant, (counter,), staleness, caller.deadline)[0]
-        return pb.GetCounterResponse(count=to_proto(count))
+        return _encoded(count)
 
     def batch_get_counters(
         self, request: pb.BatchGetCountersRequest, caller: Caller
@@ -247,6 +250,11 @@ class CounterServicer:
         most = validation.MAX_STALENESS
         reason = "CONSISTENCY_INVALID"
         return validation.seconds(field, consistency.max_staleness, 0, most, reason) or None
+
+
+@lru_cache(maxsize=8192)
+def _encoded(count: Count) -> bytes:
+    return pb.GetCounterResponse(count=to_proto(count)).SerializeToString()
 
 
 def to_proto(count: Count) -> pb.Count:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tallyboard.v1 import counters_pb2, leaderboards_pb2, operations_pb2
 from tallyboard_server.errors import NotImplementedYet
-from tallyboard_server.rpc.stack import Caller, Stack, checked, decoder
+from tallyboard_server.rpc.stack import Caller, Stack, checked, decoder, encode
 from tallyboard_server.settings import Settings
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
@@ -122,7 +122,7 @@ class Server:
             request_deserializer=decoder(
                 GetMessageClass(method.input_type), self._settings.max_message_bytes
             ),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            response_serializer=encode,
         )
 
     def _missing(self, method: MethodDescriptor) -> Callable[..., Any]:

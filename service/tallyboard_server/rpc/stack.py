@@ -12,7 +12,12 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from tallyboard_server.errors import FieldViolation, InvalidArgument, TallyboardError
+from tallyboard_server.errors import (
+    FieldViolation,
+    InvalidArgument,
+    MessageTooLarge,
+    TallyboardError,
+)
 from tallyboard_server.names import name_problem
 from tallyboard_server.rpc.metrics import observe
 from tallyboard_server.rpc.status import code_of, status_of
@@ -59,19 +64,17 @@ def _tenant(value: str | bytes) -> str:
 class Undecodable:
     """Stands for a message that is too large or is not one of its type."""
 
-    def __init__(self, error: InvalidArgument) -> None:
+    def __init__(self, error: TallyboardError) -> None:
         self.error = error
 
 
 def decoder(kind: type[Request], limit: int) -> Callable[[bytes], Request | Undecodable]:
-    """Decodes requests; what can't be decoded becomes an INVALID_ARGUMENT, not an INTERNAL."""
+    """Decodes requests; what can't be decoded becomes a clear error, not an INTERNAL."""
 
     def decode(data: bytes) -> Request | Undecodable:
         if len(data) > limit:
-            detail = f"has {len(data):,} bytes; at most {limit:,} are allowed"
-            return Undecodable(
-                InvalidArgument("MESSAGE_TOO_LARGE", [FieldViolation("message", detail)])
-            )
+            size = f"{len(data):,} bytes; at most {limit:,} are allowed"
+            return Undecodable(MessageTooLarge(f"the message has {size}"))
         try:
             return kind.FromString(data)
         except DecodeError:
@@ -81,6 +84,11 @@ def decoder(kind: type[Request], limit: int) -> Callable[[bytes], Request | Unde
             )
 
     return decode
+
+
+def encode(response: Message | bytes) -> bytes:
+    """Encodes a response, unless its servicer has done so."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class Stack:
@@ -96,11 +104,11 @@ class Stack:
         self._log_all = log_all
 
     def unary(
-        self, method: str, handle: Callable[[Any, Caller], Message]
-    ) -> Callable[[Any, grpc.ServicerContext], Message]:
+        self, method: str, handle: Callable[[Any, Caller], Message | bytes]
+    ) -> Callable[[Any, grpc.ServicerContext], Message | bytes]:
         """A handler of a unary call."""
 
-        def call(request: Any, context: grpc.ServicerContext) -> Message:
+        def call(request: Any, context: grpc.ServicerContext) -> Message | bytes:
             started = time.perf_counter()
             try:
                 caller = Caller(context, self._call_timeout)
@@ -177,7 +185,7 @@ def checked(request: Any) -> Any:
     """The request, unless it could not be decoded.
 
     Raises:
-        InvalidArgument: it could not.
+        InvalidArgument, MessageTooLarge: it could not.
     """
     if isinstance(request, Undecodable):
         raise request.error

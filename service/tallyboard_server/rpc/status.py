@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 from tallyboard_server.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    MessageTooLarge,
     NotImplementedYet,
     OutcomeUnknown,
     OutOfRange,
@@ -24,6 +25,7 @@ DOMAIN = "tallyboard"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
+    (MessageTooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (OutOfRange, grpc.StatusCode.OUT_OF_RANGE),
     (SequenceTooOld, grpc.StatusCode.FAILED_PRECONDITION),
     (Overloaded, grpc.StatusCode.UNAVAILABLE),

@@ -11,7 +11,7 @@ CREATE TABLE tallyboard.counter_shards (
     -- kept so that the frozen shards are not added up once more.
     frozen boolean NOT NULL,
     PRIMARY KEY (partition, tenant, counter, wide)
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 -- Partitions are checkpointed one by one, so each adds only what it changed. The sums of shards
 -- and of wide values are kept apart: a counter that becomes wide keeps its total whichever of its
@@ -33,7 +33,7 @@ CREATE TABLE tallyboard.counters (
     ) STORED,
     updated_at timestamptz NOT NULL,
     PRIMARY KEY (tenant, counter)
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX counters_by_value ON tallyboard.counters (tenant, value DESC, counter)
     WHERE value IS NOT NULL;

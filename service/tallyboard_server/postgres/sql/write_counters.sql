@@ -1,21 +1,23 @@
--- Makes one partition's rows equal to what was read from Redis, and adds the differences to the
--- totals. Needs the partition's advisory lock. A null value means that the key is gone.
+-- Makes partitions' rows equal to what was read from Redis, and adds the differences to the
+-- totals. Needs the partitions' advisory locks. A null value means that the key is gone.
 WITH step AS MATERIALIZED (
-    SELECT tenant COLLATE "C" AS tenant, counter COLLATE "C" AS counter, wide, value, frozen
+    SELECT
+        partition, tenant COLLATE "C" AS tenant, counter COLLATE "C" AS counter,
+        wide, value, frozen
     FROM unnest(
-        %(tenants)s::text[], %(counters)s::text[], %(wides)s::boolean[],
-        %(values)s::bigint[], %(frozens)s::boolean[]
-    ) AS given (tenant, counter, wide, value, frozen)
+        %(partitions)s::integer[], %(tenants)s::text[], %(counters)s::text[],
+        %(wides)s::boolean[], %(values)s::bigint[], %(frozens)s::boolean[]
+    ) AS given (partition, tenant, counter, wide, value, frozen)
 ), change AS MATERIALIZED (
     SELECT
-        step.tenant, step.counter, step.wide, step.value, step.frozen,
+        step.partition, step.tenant, step.counter, step.wide, step.value, step.frozen,
         (step.value IS NOT NULL)::integer - (shard.value IS NOT NULL)::integer AS parts,
         coalesce(step.value, 0)::numeric - coalesce(shard.value, 0) AS added,
         (step.wide AND step.frozen)::integer
             - coalesce(shard.wide AND shard.frozen, false)::integer AS deleted
     FROM step
     LEFT JOIN tallyboard.counter_shards AS shard
-        ON shard.partition = %(partition)s
+        ON shard.partition = step.partition
         AND shard.tenant = step.tenant
         AND shard.counter = step.counter
         AND shard.wide = step.wide
@@ -23,13 +25,13 @@ WITH step AS MATERIALIZED (
     DELETE FROM tallyboard.counter_shards AS shard
     USING change
     WHERE change.value IS NULL
-        AND shard.partition = %(partition)s
+        AND shard.partition = change.partition
         AND shard.tenant = change.tenant
         AND shard.counter = change.counter
         AND shard.wide = change.wide
 ), written AS (
     INSERT INTO tallyboard.counter_shards (partition, tenant, counter, wide, value, frozen)
-    SELECT %(partition)s, tenant, counter, wide, value, frozen
+    SELECT partition, tenant, counter, wide, value, frozen
     FROM change
     WHERE value IS NOT NULL
     ON CONFLICT (partition, tenant, counter, wide)

@@ -4,7 +4,7 @@
 -- KEYS: dirty set, in-flight set, checkpoint id, incarnation
 -- ARGV: id of this checkpoint, most keys to hold in flight, incarnation expected
 -- Answers: {"fenced", incarnation found or ""};
---          {"ok", Unix time s, µs, dirty keys left, {key...}, {value or nil...}}.
+--          {"ok", dirty keys left, {key...}, {value or nil...}}.
 -- The counter keys can't be passed as KEYS, for nobody knows them before; they carry the hash tag
 -- of the sets that they are members of, so they are on the same node.
 
@@ -31,5 +31,4 @@ for low = 1, #keys, CHUNK do
   for i = low, high do values[i] = held[i - low + 1] end
 end
 
-local now = redis.call('TIME')
-return {'ok', now[1], now[2], redis.call('SCARD', KEYS[1]), keys, values}
+return {'ok', redis.call('SCARD', KEYS[1]), keys, values}

@@ -1,0 +1,29 @@
+"""Opens channels with the options that suit the service."""
+
+from typing import Final
+
+import grpc
+
+_OPTIONS: Final = (
+    # Channels to the same target would otherwise share one connection, and so one worker.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A worker that was restarted is back within seconds; the default waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+)
+
+
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """Open a channel that has a connection of its own; close it, or use it in a `with`.
+
+    A connection reaches one worker of the service, so open one channel for each core that the
+    service may use.
+
+    Args:
+        target: where the service listens, as `host:port`.
+        credentials: those of TLS; None for a connection that is not encrypted.
+    """
+    if credentials is None:
+        return grpc.insecure_channel(target, _OPTIONS)
+    return grpc.secure_channel(target, credentials, _OPTIONS)

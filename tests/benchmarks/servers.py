@@ -1,0 +1,252 @@
+"""The servers of one run: bare ones, a plain Redis, and the service itself, started on demand."""
+
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import grpc
+import psutil
+
+from tallyboard.v1 import consistency_pb2, operations_pb2, operations_pb2_grpc
+from tallyboard.v1 import counters_pb2 as pb
+from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
+from tallyboard_server.embedded import EmbeddedRedis
+from tests.benchmarks import bare
+from tests.benchmarks.model import CheckFailed, Unusable
+from tests.benchmarks.processes import Daemon, cpu_of, free_address, usable_cores
+
+_TIMEOUT = 60.0
+_READ = 1_000
+_CALLS = re.compile(
+    r'^tallyboard_rpc_seconds_count\{method="(\w+)",status="(\w+)"\} ([0-9.e+]+)', re.MULTILINE
+)
+
+
+class Setting(NamedTuple):
+    """How a server runs: its workers (0: one a core), and the threads of each."""
+
+    workers: int
+    threads: int
+
+    @property
+    def processes(self) -> int:
+        """How many workers there are."""
+        return self.workers or len(usable_cores())
+
+    def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else "all workers"
+        return f"{workers}, {self.threads} threads"
+
+
+class Cpu(NamedTuple):
+    """CPU seconds used so far by the serving processes, and by Redis."""
+
+    server: float
+    redis: float
+
+
+class PlainRedis(EmbeddedRedis):
+    """An embedded Redis of its own for what does not go through the service."""
+
+    @property
+    def socket(self) -> str:
+        """Its unix socket."""
+        return str(self.socket_path)
+
+
+class Bare:
+    """Bare servers, one a core when there are several, on one port."""
+
+    def __init__(self, kind: str, setting: Setting, redis: PlainRedis | None = None) -> None:
+        self.setting = setting
+        self.path = f"/{bare.SERVICE}/{bare.METHOD}"
+        self._kind, self._redis, self._own = kind, redis, ExitStack()
+
+    def __enter__(self) -> Self:
+        self.address = free_address()
+        command = [sys.executable, "-m", bare.__name__, self._kind, self.address]
+        command.append(str(self.setting.threads))
+        if self._redis is not None:
+            command.append(self._redis.socket)
+        daemons = [
+            self._own.enter_context(Daemon(command, bare.READY, core))
+            for core in usable_cores()[: self.setting.processes]
+        ]
+        for daemon in daemons:
+            daemon.wait_ready()
+        self._pids = [daemon.pid for daemon in daemons]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._own.close()
+
+    def cpu(self) -> Cpu:
+        """CPU used so far."""
+        redis = self._redis.pid if self._redis is not None else None
+        return Cpu(cpu_of(self._pids), cpu_of([redis]) if redis is not None else 0.0)
+
+    def try_call(self) -> None:
+        """One real call whose answer is compared.
+
+        Raises:
+            CheckFailed: it is wrong.
+        """
+        request = pb.IncrementRequest(counter="post:42", delta=1)
+        with grpc.insecure_channel(self.address) as channel:
+            call = channel.unary_unary(
+                self.path, pb.IncrementRequest.SerializeToString, pb.IncrementRequest.FromString
+            )
+            if call(request, timeout=_TIMEOUT) != request:
+                raise CheckFailed(f"the bare {self._kind} server answered something else")
+
+
+class Service:
+    """`tallyboard-server serve` with embedded stores of its own in a new folder."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._own = ExitStack()
+        self._expected: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        self.address, self._metrics = free_address(), free_address()
+        folder = self._own.enter_context(store_folder())
+        threads = str(self.setting.threads)
+        options = {
+            "--listen": self.address,
+            "--metrics-listen": self._metrics,
+            "--data-dir": str(folder),
+            "--workers": str(self.setting.workers),
+            "--write-threads": threads,
+            "--read-threads": threads,
+            "--durability": "fsynced",
+            "--log-format": "json",
+        }
+        command = [sys.executable, "-m", "tallyboard_server", "serve"]
+        command += [text for option in options.items() for text in option]
+        self._daemon = self._own.enter_context(Daemon(command, "Tallyboard listens on"))
+        return self
+
+    def wait_ready(self) -> None:
+        """Waits until it serves, and connects."""
+        self._daemon.wait_ready()
+        channel = self._own.enter_context(grpc.insecure_channel(self.address))
+        self.counters = CounterServiceStub(channel)
+        self._operations = operations_pb2_grpc.OperationsServiceStub(channel)
+        children = psutil.Process(self._daemon.pid).children(recursive=True)
+        self._workers = [p.pid for p in children if "worker" in p.cmdline()]
+        self._redis = [p.pid for p in children if "redis-server" in p.name()]
+        if len(self._workers) != self.setting.processes or len(self._redis) != 1:
+            raise Unusable("The processes of the service could not be told apart.")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._own.close()
+
+    def cpu(self) -> Cpu:
+        """CPU used so far by the workers and by Redis; the keeper and Postgres are not in it."""
+        return Cpu(cpu_of(self._workers), cpu_of(self._redis))
+
+    def settle(self) -> None:
+        """Checkpoints now, so that the keeper does not do it while something else is measured."""
+        self._operations.Checkpoint(operations_pb2.CheckpointRequest(), timeout=_TIMEOUT)
+
+    def calls(self, method: str) -> tuple[int, int]:
+        """How many calls of a method have ended well so far, and how many have not."""
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=_TIMEOUT) as page:
+            found = _CALLS.findall(page.read().decode())
+        counts = [(status == "OK", int(float(n))) for name, status, n in found if name == method]
+        return sum(n for ok, n in counts if ok), sum(n for ok, n in counts if not ok)
+
+    def check_gained(self, gained: dict[str, int]) -> None:
+        """Compares counters with all that they should have gained so far.
+
+        Args:
+            gained: what they gained since the last check.
+
+        Raises:
+            CheckFailed: a count differs.
+        """
+        for name, delta in gained.items():
+            self._expected[name] = self._expected.get(name, 0) + delta
+        wrong = []
+        names = list(gained)
+        for at in range(0, len(names), _READ):
+            request = pb.BatchGetCountersRequest(
+                counters=names[at : at + _READ],
+                consistency=consistency_pb2.Consistency(exact=True),
+            )
+            for count in self.counters.BatchGetCounters(request, timeout=_TIMEOUT).counts:
+                if count.value != self._expected[count.counter]:
+                    expected = self._expected[count.counter]
+                    wrong.append(f"{count.counter} is {count.value:,}, not {expected:,}")
+        if wrong:
+            raise CheckFailed(f"{len(wrong):,} counts are wrong: {'; '.join(wrong[:5])}")
+
+
+@contextmanager
+def store_folder() -> Iterator[Path]:
+    """A folder with a short path that every user may enter, as Postgres below root needs."""
+    with tempfile.TemporaryDirectory(prefix="tb-bench-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+class Servers:
+    """Starts each server when it is first asked for, and ends all of them."""
+
+    def __init__(self) -> None:
+        self._own = ExitStack()
+        self._bare: dict[tuple[str, Setting], Bare] = {}
+        self._services: dict[Setting, Service] = {}
+        self._redis: PlainRedis | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._own.close()
+
+    def start_services(self, settings: list[Setting]) -> None:
+        """Starts services side by side, which is faster than one by one."""
+        for setting in settings:
+            self._services[setting] = self._own.enter_context(Service(setting))
+        for service in self._services.values():
+            service.wait_ready()
+
+    def service(self, setting: Setting) -> Service:
+        """A service that `start_services` has started."""
+        return self._services[setting]
+
+    def bare(self, kind: str, setting: Setting) -> Bare:
+        """The bare server of a kind, "echo" or "naive"."""
+        key = kind, setting
+        if key not in self._bare:
+            redis = self.redis if kind == "naive" else None
+            self._bare[key] = self._own.enter_context(Bare(kind, setting, redis))
+            self._bare[key].try_call()
+        return self._bare[key]
+
+    @property
+    def redis(self) -> PlainRedis:
+        """The plain Redis."""
+        if self._redis is None:
+            folder = self._own.enter_context(store_folder())
+            self._redis = self._own.enter_context(PlainRedis(folder))
+        return self._redis
+
+
+def wait_until_quiet(seconds: float = 0.2) -> None:
+    """Lets connections that were just closed be cleaned up on the server's side."""
+    time.sleep(seconds)

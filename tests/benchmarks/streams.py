@@ -1,0 +1,150 @@
+"""A load generator for StreamIncrements.
+
+A program: `python -m tests.benchmarks.streams ADDRESS KIND PREFIX STREAMS BATCHES` opens streams
+on a connection each, sends BATCHES batches of 10,000 deltas on each, never more than the
+server's window unacknowledged, and prints JSON: the seconds from the first batch to the last
+acknowledgement, the batches acknowledged, and the failures among them.
+
+Every delta is on the wire. The messages are serialized beforehand, all but the sequence, so the
+generator takes as little as it can from the cores that it shares with the server.
+"""
+
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import grpc
+
+from tallyboard.v1 import counters_pb2 as pb
+
+METHOD = "/tallyboard.v1.CounterService/StreamIncrements"
+BATCH = 10_000
+DISTINCT = 100_000
+HOT, NAMED, DISTINCT_KIND = "hot", "named", "distinct"
+_TIMEOUT = 60.0
+
+
+class Plan(NamedTuple):
+    """What the batches of one kind hold, in turn: names, and the delta at each place."""
+
+    names: Sequence[Sequence[str]]
+    deltas: Sequence[int]
+
+    def expected(self, batches: int, streams: int) -> dict[str, int]:
+        """What the counters gain when each of the streams sends that many batches."""
+        gained: dict[str, int] = {}
+        for index, names in enumerate(self.names):
+            times = streams * len(range(index, batches, len(self.names)))
+            if len(names) == 1:
+                gained[names[0]] = times * sum(self.deltas)
+                continue
+            for name, delta in zip(names, self.deltas, strict=True):
+                gained[name] = gained.get(name, 0) + times * delta
+        return gained
+
+
+def plan(kind: str, prefix: str) -> Plan:
+    """The plan of a kind.
+
+    Args:
+        kind: "hot": one name for all deltas of a batch; "named": the same name beside each
+            delta; "distinct": 100,000 counters in turn.
+    """
+    deltas = [1 + index % 7 for index in range(BATCH)]
+    if kind == HOT:
+        return Plan([[f"{prefix}:hot"]], deltas)
+    if kind == NAMED:
+        return Plan([[f"{prefix}:hot"] * BATCH], deltas)
+    names = [f"{prefix}:{index}" for index in range(DISTINCT)]
+    return Plan([names[at : at + BATCH] for at in range(0, DISTINCT, BATCH)], deltas)
+
+
+class Stream:
+    """One producer on a connection of its own."""
+
+    def __init__(self, address: str, bodies: Sequence[bytes], batches: int) -> None:
+        self._bodies, self._batches = bodies, batches
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        self._channel = grpc.insecure_channel(address, options)
+        self._room = threading.Semaphore(0)
+        self._over = False
+        self.started = 0.0
+        self.acknowledged = 0
+        self.failures = 0
+
+    def connect(self) -> None:
+        """Waits for the connection."""
+        grpc.channel_ready_future(self._channel).result(_TIMEOUT)
+
+    def run(self) -> None:
+        """Sends all batches and takes all acknowledgements."""
+        call: Callable[..., Any] = self._channel.stream_stream(
+            METHOD,
+            request_serializer=lambda data: data,
+            response_deserializer=pb.StreamIncrementsResponse.FromString,
+        )
+        try:
+            for response in call(self._messages(), timeout=_TIMEOUT):
+                if not self.started:
+                    self.started = time.monotonic()
+                    self._release(response.window)
+                self.failures += len(response.failures)
+                newly = response.acknowledged_sequence - self.acknowledged
+                if newly > 0:
+                    self.acknowledged += newly
+                    self._release(newly)
+        finally:
+            self._over = True
+            self._room.release()
+            self._channel.close()
+
+    def _release(self, batches: int) -> None:
+        if batches:
+            self._room.release(batches)
+
+    def _messages(self) -> Iterator[bytes]:
+        first = pb.StreamIncrementsRequest(producer_id=str(uuid.uuid4())).SerializeToString()
+        bodies, count = self._bodies, len(self._bodies)
+        for index in range(self._batches):
+            self._room.acquire()
+            if self._over:
+                return
+            # Serialized messages that follow each other are one message with the fields of both.
+            head = pb.StreamIncrementsRequest(sequence=index + 1).SerializeToString()
+            yield first + head + bodies[index % count]
+            first = b""
+
+
+def main() -> None:
+    """Prepares the messages, runs the streams, and prints what came of them."""
+    address, kind, prefix = sys.argv[1:4]
+    count, batches = map(int, sys.argv[4:6])
+    names, deltas = plan(kind, prefix)
+    bodies = [
+        pb.StreamIncrementsRequest(counters=some, deltas=deltas).SerializeToString()
+        for some in names
+    ]
+    streams = [Stream(address, bodies, batches) for _ in range(count)]
+    for stream in streams:
+        stream.connect()
+    cpu = time.process_time()
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(stream.run) for stream in streams]:
+            done.result()
+    seconds = time.monotonic() - min(stream.started for stream in streams)
+    result = {
+        "seconds": seconds,
+        "cpu": time.process_time() - cpu,
+        "batches": sum(stream.acknowledged for stream in streams),
+        "failures": sum(stream.failures for stream in streams),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

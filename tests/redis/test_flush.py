@@ -1,0 +1,334 @@
+"""Flushes: what is sent adds up to what was asked for, and every operation ends exactly once."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import hiredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallyboard_server.errors import OutcomeUnknown, SequenceTooOld, TallyboardError, Unavailable
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.flush import (
+    MAX_CALL_OPERATIONS,
+    MAX_DELTA,
+    MAX_MGET_KEYS,
+    Fences,
+    Flush,
+    LinkSequences,
+)
+from tallyboard_server.redis.operations import Command, Operation, Part, Read, Token, Write
+
+_PARTITIONS = 3
+_CLOSED = 3
+_FENCES = Fences({i: f"life-{i}" for i in range(_PARTITIONS)})
+_WAITAOF = ("WAITAOF", 1, 0, 500)
+
+
+@dataclass
+class Asked:
+    """A write of one part, what it asked for, and how often it ended."""
+
+    partition: int
+    operations: dict[str, Any]
+    token: Token | None = None
+    script: scripts.Script = scripts.ADD
+    ended: int = 0
+    write: Write = field(init=False)
+    part: Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.write = Write(self._end)
+        self.part = Part(
+            self.write, self.partition, dict(self.operations), self.token, self.script
+        )
+        self.write.add(self.part)
+
+    def _end(self) -> None:
+        self.ended += 1
+
+    @property
+    def applied(self) -> bool:
+        """Whether its caller is told that it counted now."""
+        return self.ended == 1 and self.write.error is None and not self.write.seen
+
+
+class Sent(NamedTuple):
+    """A script call as Redis would get it."""
+
+    partition: int
+    link_sequence: int
+    tokens: list[tuple[bytes, bytes]]
+    operations: dict[str, int]
+
+
+def commands_of(flush: Flush) -> list[list[bytes]]:
+    """The commands of a flush, read back from their bytes."""
+    reader = hiredis.Reader()
+    reader.feed(flush.data)
+    found = []
+    while (command := reader.gets()) is not False:
+        found.append(command)
+    return found
+
+
+def calls_of(flush: Flush) -> list[Sent]:
+    """The script calls of a flush that add."""
+    calls = []
+    for command in commands_of(flush):
+        if command[0] != b"EVALSHA":
+            continue
+        count = int(command[2])
+        names, arguments = command[3 : 3 + count], command[3 + count :]
+        tokens = int(arguments[4])
+        calls.append(
+            Sent(
+                int(names[0].split(b":")[1].split(b"}")[0]),
+                int(arguments[1]),
+                [(names[3 + i], arguments[6 + 3 * i]) for i in range(tokens)],
+                {
+                    key.decode(): int(delta)
+                    for key, delta in zip(
+                        names[3 + tokens :], arguments[5 + 3 * tokens :], strict=True
+                    )
+                },
+            )
+        )
+    return calls
+
+
+def flush_of(
+    operations: list[Operation],
+    sequences: LinkSequences,
+    durability: tuple[Any, ...] | None = None,
+    durable: Callable[[Any], bool] = lambda reply: True,
+) -> Flush:
+    """A flush of what still has to be sent."""
+    return Flush(operations, _FENCES, sequences, durability, durable)
+
+
+_KEYS = st.sampled_from(["k1", "k2", "k3", "k4"])
+_DELTAS = st.integers(-MAX_DELTA, MAX_DELTA) | st.integers(-3, 3)
+_TOKENS = st.none() | st.builds(
+    Token,
+    st.just("p"),
+    st.sampled_from(["{tb}:p:1:a:x", "{tb}:p:1:a:y"]),
+    st.integers(1, 4),
+    st.just(600),
+)
+_ASKED = st.builds(
+    Asked,
+    st.integers(0, _PARTITIONS - 1),
+    st.dictionaries(_KEYS, _DELTAS, max_size=3),
+    _TOKENS,
+)
+
+
+def _sum(all_operations: list[tuple[int, dict[str, int]]]) -> dict[tuple[int, str], int]:
+    sums: Counter[tuple[int, str]] = Counter()
+    for partition, operations in all_operations:
+        for key, delta in operations.items():
+            sums[partition, key] += delta
+    return {name: total for name, total in sums.items() if total}
+
+
+def _verdict(data: st.DataObject, call: Sent) -> Any:
+    """Any answer that the scripts or Redis itself may give."""
+    choices = ["ok", "fenced", "NOSCRIPT gone", "LOADING", "OOM command not allowed", "link old"]
+    choices += ["seen", "old"] if call.tokens else []
+    choices += ["refused"] if call.operations else []
+    verdict = data.draw(st.sampled_from(choices))
+    if verdict == "ok":
+        return [b"ok"]
+    if verdict == "fenced":
+        return [b"fenced", b""]
+    if verdict == "link old":
+        return [b"old", 0]
+    if verdict in ("seen", "old"):
+        most = len(call.tokens)
+    elif verdict == "refused":
+        most = len(call.operations)
+    else:
+        return hiredis.ReplyError(verdict)
+    indexes = data.draw(st.sets(st.integers(1, most), min_size=1))
+    return [verdict.encode(), *sorted(indexes)]
+
+
+@given(st.lists(_ASKED, max_size=12), st.randoms())
+def test_what_is_sent_adds_up_to_what_was_asked_for(asked: list[Asked], random: Any) -> None:
+    random.shuffle(asked)
+    waiting: list[Operation] = [one.part for one in asked]
+    sequences, sent = LinkSequences("link"), []
+    while waiting:
+        flush = flush_of(waiting, sequences)
+        sent += [(call.partition, call.operations) for call in calls_of(flush)]
+        waiting = flush.deferred + flush.settle([[b"ok"]] * flush.count).again
+    assert _sum(sent) == _sum([(one.partition, one.operations) for one in asked])
+
+
+@given(st.lists(_ASKED, max_size=12), st.data())
+def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.DataObject) -> None:
+    """Whatever Redis answers, and however often parts are taken apart and sent again."""
+    waiting: list[Operation] = [one.part for one in asked]
+    sequences, counted = LinkSequences("link"), []
+    for attempt in range(8):
+        if not waiting:
+            break
+        flush = flush_of(waiting, sequences)
+        calls = calls_of(flush)
+        last = attempt == 7
+        replies = [[b"ok"] if last else _verdict(data, call) for call in calls]
+        counted += [
+            (call.partition, call.operations)
+            for call, reply in zip(calls, replies, strict=True)
+            if isinstance(reply, list) and reply[0] == b"ok"
+        ]
+        outcome = flush.settle(replies)
+        for part, _ in outcome.refused:
+            part.done(Unavailable("refused"))
+        waiting = flush.deferred + outcome.again
+    told = [(one.partition, one.operations) for one in asked if one.applied]
+    assert _sum(counted) == _sum(told) or waiting
+
+
+@given(st.lists(_ASKED, max_size=12), st.data())
+def test_every_part_ends_once_or_has_to_go_again(asked: list[Asked], data: st.DataObject) -> None:
+    flush = flush_of([one.part for one in asked], LinkSequences("link"))
+    outcome = flush.settle([_verdict(data, call) for call in calls_of(flush)])
+    ended = [one.part for one in asked for _ in range(one.ended)]
+    refused = [part for part, _ in outcome.refused]
+    accounted = [id(p) for p in (*ended, *refused, *outcome.again, *flush.deferred)]
+    assert sorted(accounted) == sorted(id(one.part) for one in asked)
+
+
+@given(st.lists(_ASKED, max_size=12))
+def test_a_token_is_only_once_in_a_call(asked: list[Asked]) -> None:
+    flush = flush_of([one.part for one in asked], LinkSequences("link"))
+    assert all(len(call.tokens) == len(set(call.tokens)) for call in calls_of(flush))
+
+
+@given(st.lists(_ASKED, max_size=12))
+def test_no_merged_delta_leaves_the_range_of_a_double(asked: list[Asked]) -> None:
+    flush = flush_of([one.part for one in asked], LinkSequences("link"))
+    sent = [delta for call in calls_of(flush) for delta in call.operations.values()]
+    assert all(abs(delta) <= MAX_DELTA for delta in sent)
+
+
+@given(st.lists(_ASKED, max_size=12))
+def test_planning_leaves_what_callers_asked_for_alone(asked: list[Asked]) -> None:
+    flush_of([one.part for one in asked], LinkSequences("link"))
+    assert [one.part.operations for one in asked] == [one.operations for one in asked]
+
+
+@given(st.lists(_ASKED, max_size=12))
+def test_a_link_sequence_is_never_used_twice(asked: list[Asked]) -> None:
+    sequences, used = LinkSequences("link"), []
+    waiting: list[Operation] = [one.part for one in asked]
+    while waiting:
+        flush = flush_of(waiting, sequences)
+        used += [(call.partition, call.link_sequence) for call in calls_of(flush)]
+        waiting = flush.deferred
+    assert len(used) == len(set(used))
+
+
+def _token(sequence: int = 1) -> Token:
+    return Token("p", "{tb:0}:p:1:a:x", sequence, 600)
+
+
+def test_a_repeated_token_waits_for_the_next_flush() -> None:
+    first, second = Asked(0, {"k": 1}, _token()), Asked(0, {"k": 1}, _token())
+    flush = flush_of([first.part, second.part], LinkSequences("link"))
+    assert flush.deferred == [second.part]
+
+
+def test_more_operations_than_a_call_holds_wait_for_the_next_flush() -> None:
+    first = Asked(0, {f"k{i}": 1 for i in range(MAX_CALL_OPERATIONS)})
+    second = Asked(0, {"other": 1})
+    flush = flush_of([first.part, second.part], LinkSequences("link"))
+    assert flush.deferred == [second.part]
+
+
+def test_a_part_of_a_closed_partition_fails() -> None:
+    asked = Asked(_CLOSED, {"k": 1})
+    flush_of([asked.part], LinkSequences("link"))
+    assert isinstance(asked.write.error, Unavailable)
+
+
+def test_an_abandoned_write_is_not_sent() -> None:
+    asked = Asked(0, {"k": 1})
+    asked.write.abandoned = True
+    assert flush_of([asked.part], LinkSequences("link")).count == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "token", "error"),
+    [
+        ([b"ok"], None, type(None)),
+        ([b"ok"], _token(), type(None)),
+        ([b"seen", 1], _token(), type(None)),
+        ([b"old", 1], _token(), SequenceTooOld),
+        ([b"old", 0], None, OutcomeUnknown),
+        ([b"fenced", b"x"], None, Unavailable),
+        (hiredis.ReplyError("OOM command not allowed"), None, Unavailable),
+        (hiredis.ReplyError("READONLY You can't write"), _token(), Unavailable),
+        (hiredis.ReplyError("MISCONF no disk"), None, Unavailable),
+    ],
+)
+def test_what_a_reply_means(
+    reply: Any, token: Token | None, error: type[TallyboardError] | type[None]
+) -> None:
+    asked = Asked(0, {"k": 1}, token)
+    flush_of([asked.part], LinkSequences("link")).settle([reply])
+    assert type(asked.write.error) is error
+
+
+@pytest.mark.parametrize("reply", ["NOSCRIPT x", "LOADING x", "BUSY x", "TRYAGAIN", "MASTERDOWN"])
+def test_what_was_not_run_is_sent_again(reply: str) -> None:
+    asked = Asked(0, {"k": 1})
+    outcome = flush_of([asked.part], LinkSequences("link")).settle([hiredis.ReplyError(reply)])
+    assert outcome.again == [asked.part]
+
+
+@pytest.mark.parametrize(
+    ("token", "error"), [(None, OutcomeUnknown), (_token(), Unavailable)]
+)
+def test_what_did_not_become_durable_is_not_acknowledged(
+    token: Token | None, error: type[TallyboardError]
+) -> None:
+    asked = Asked(0, {"k": 1}, token)
+    flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
+    flush.settle([[b"ok"], [0, 0]])
+    assert type(asked.write.error) is error
+
+
+def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
+    asked = Asked(0, {"k": 1}, _token())
+    flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
+    flush.settle([[b"seen", 1], [0, 0]])
+    assert isinstance(asked.write.error, Unavailable)
+
+
+@given(st.lists(st.integers(1, MAX_MGET_KEYS), min_size=1, max_size=4))
+def test_every_read_gets_the_values_of_its_keys(sizes: list[int]) -> None:
+    reads = [Read([f"{at}.{i}" for i in range(size)], lambda: None) for at, size in enumerate(sizes)]
+    flush = flush_of(list(reads), LinkSequences("link"))
+    flush.settle([command[1:] for command in commands_of(flush)])
+    assert [[v.decode() for v in read.values if v] for read in reads] == [r.keys for r in reads]
+
+
+def test_commands_get_their_own_replies_behind_writes_and_reads() -> None:
+    ended: list[str] = []
+    command = Command(("PING",), lambda: ended.append("command"))
+    read = Read(["k"], lambda: ended.append("read"))
+    asked = Asked(0, {"k": 1})
+    flush = flush_of([command, read, asked.part], LinkSequences("link"), _WAITAOF)
+    flush.settle([[b"ok"], [b"5"], b"PONG", [1, 0]])
+    assert (command.reply, read.values, asked.applied, ended) == (
+        b"PONG",
+        [b"5"],
+        True,
+        ["read", "command"],
+    )
