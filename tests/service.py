@@ -3,13 +3,14 @@
 Every service has a free port and, unless told otherwise, a data folder of its own.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -125,7 +126,7 @@ class RunningService:
 
         The supervisor starts it again.
         """
-        pid = wait_for(lambda: self.pid(name), f"{name} to run")
+        pid = self._running(name)
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: self.pid(name) != pid, f"{name} to end")
         return pid
@@ -133,6 +134,16 @@ class RunningService:
     def kill_worker(self, index: int = 0) -> int:
         """Kill a worker with SIGKILL; the process id that it had."""
         return self.kill_child(f"worker-{index}")
+
+    @contextlib.contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Hold a process (see `pid`) with SIGSTOP while inside: it lives and does nothing."""
+        pid = self._running(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def wait_serving(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until a new connection is answered by a worker that serves."""
@@ -153,6 +164,11 @@ class RunningService:
     ) -> None:
         self.close()
 
+    def _running(self, name: str) -> int:
+        pid = wait_for(lambda: self.pid(name), f"{name} to run")
+        assert pid is not None
+        return pid
+
     def _announced(self) -> str:
         assert self._process is not None
         assert self._process.poll() is None, f"it ended while starting:\n{self.errors}"
@@ -163,9 +179,9 @@ class RunningService:
         # A global subchannel pool would hand out the old connection, and so the old worker.
         options = (("grpc.use_local_subchannel_pool", 1),)
         with grpc.insecure_channel(self.target, options) as channel:
-            check: Callable[..., Any] = health_pb2_grpc.HealthStub(channel).Check
+            health: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the calls
             try:
-                answer = check(health_pb2.HealthCheckRequest(), timeout=2.0)
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
             except grpc.RpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

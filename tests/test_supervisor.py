@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 
 # Arguments: the journal, what to do, and then what the supervisor gives every child.
 _STAND_IN = """
-import os, signal, sys
+import os, signal, sys, time
 journal, behaviour, kind = sys.argv[1:4]
 options = dict(zip(sys.argv[4::2], sys.argv[5::2]))
 name = kind + options.get("--index", "")
@@ -49,8 +49,9 @@ if behaviour == "counting":
     from prometheus_client import Counter
     Counter("stand_in_starts", "Starts.").inc()
 os.write(int(options["--ready-fd"]), b"ready\\n")
-while True:
-    signal.pause()
+parent = os.getppid()
+while behaviour != "stubborn" or os.getppid() == parent:
+    time.sleep(0.1)
 """
 
 # Runs a supervisor with the settings on standard input.
@@ -141,7 +142,7 @@ class Running:
 
     def ended(self) -> int:
         """Wait for its end; its exit status."""
-        return self.process.wait(20)
+        return self.process.wait(30)
 
     def address(self) -> tuple[str, int]:
         """Where it says that it listens."""
@@ -161,7 +162,7 @@ def start(short_folder: Path) -> Iterator[Start]:
             folder = short_folder / str(len(os.listdir(short_folder)))
             folder.mkdir()
             running = Running(folder, behaviour, {"data_dir": str(folder / "data")} | settings)
-            stack.callback(running.process.wait, 20)
+            stack.callback(running.process.wait, 30)
             stack.callback(running.process.kill)
             return running
 
@@ -170,7 +171,21 @@ def start(short_folder: Path) -> Iterator[Start]:
 
 def any_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run; one that nobody has waited for has ended."""
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in processes if p.is_running() and state_of(p) != psutil.STATUS_ZOMBIE]
+
+
+def state_of(process: psutil.Process) -> str:
+    """The state of the process; one that has just gone counts as ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status()
+    return psutil.STATUS_ZOMBIE
+
+
+def name_of(process: psutil.Process) -> str:
+    """The name of the program, or nothing when the process has just gone."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def test_ctrl_c_stops_everything(start: Start) -> None:
@@ -253,7 +268,7 @@ def test_death_of_a_worker_is_logged(start: Start) -> None:
 def test_killed_store_is_started_again(start: Start, store: str) -> None:
     def life() -> int | None:
         direct = psutil.Process(running.process.pid).children()
-        return next((child.pid for child in direct if child.name() == store), None)
+        return next((child.pid for child in direct if name_of(child) == store), None)
 
     running = start(workers=1).until_ready()
     first = life()

@@ -7,7 +7,7 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def wait_for(condition: Callable[[], Found], what: str, timeout: float = 20.0) -> Found:
+def wait_for(condition: Callable[[], Found], what: str, timeout: float = 30.0) -> Found:
     """What `condition` gives once it is true; fails the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

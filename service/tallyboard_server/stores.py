@@ -24,12 +24,13 @@ from tallyboard_server.durability import WAITAOF, choose_durability
 from tallyboard_server.postgres.locks import OPENING, lock_for_session
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import (
+    StoreRow,
     insert_partitions,
     mark_opened,
-    read_partition_count,
     read_partitions,
-    record_partition_count,
+    read_store,
     record_rules,
+    record_store,
 )
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.redis.keys import (
@@ -58,6 +59,7 @@ class Opened:
     """What a start found.
 
     `incarnations` are those of the partitions that can be used, `closed` the others.
+    `token_shards` is how many shards a write with a token chooses from, for ever.
     `shard_rules` is every rule ever in force, (prefix, shards) with "" for the default.
     `durability_mode` is `applied`, `always`, `waitaof` or `wait:N` (see durability.py).
     `problems` are sentences for the log.
@@ -65,6 +67,7 @@ class Opened:
 
     incarnations: dict[int, str]
     shard_rules: list[Rule]
+    token_shards: int
     closed: list[int]
     postgres_available: bool
     durability_mode: str
@@ -149,6 +152,7 @@ class _Opening:
 
     def __init__(self, partitions: int, rules: list[Rule], redis: Redis, mode: str) -> None:
         self._partitions = partitions
+        self._store = StoreRow(partitions, dict(rules)[""])
         self._rules = rules
         self._redis = redis
         self._mode = mode
@@ -161,17 +165,21 @@ class _Opening:
         conn.execute("SET statement_timeout = 0")
         lock_for_session(conn, OPENING, OPENING_TIMEOUT)
         with conn.transaction():
-            self._check_count("Postgres", read_partition_count(conn))
-            self._check_count("Redis", self._count_in_redis())
-            record_partition_count(conn, self._partitions)
+            in_postgres, in_redis = read_store(conn), self._store_in_redis()
+            self._check_count("Postgres", in_postgres)
+            self._check_count("Redis", in_redis)
+            store = in_postgres or in_redis or self._store
+            record_store(conn, store)
             rules = record_rules(conn, [*self._rules, *self._rules_in_redis()])
-        self._record_in_redis(rules)
+        self._record_in_redis(rules, store)
         problems = self._settle(conn)
         rows = {row.partition: row.incarnation for row in read_partitions(conn)}
         found = self._incarnations_in_redis()
         usable = {i: found[i] for i in rows if found.get(i) == rows[i]}
         closed = [i for i in range(self._partitions) if i not in usable]
-        return Opened(usable, sorted(rules), closed, True, self._mode, tuple(problems))
+        return Opened(
+            usable, sorted(rules), store.token_shards, closed, True, self._mode, tuple(problems)
+        )
 
     def without_postgres(self, reason: str) -> Opened:
         reason = reason.strip().rstrip(".")
@@ -181,8 +189,10 @@ class _Opening:
                 f"{reason}. Redis holds no partitions yet, so there is nothing to go on with; "
                 "start Postgres first."
             )
-        self._check_count("Redis", self._count_in_redis())
-        rules = self._record_in_redis(set(self._rules))
+        in_redis = self._store_in_redis()
+        self._check_count("Redis", in_redis)
+        store = in_redis or self._store
+        rules = self._record_in_redis(set(self._rules), store)
         problems = [
             f"{reason}. Checkpoints and lists wait for it; counting goes on with what Redis holds."
         ]
@@ -191,13 +201,15 @@ class _Opening:
             f"Partition {i} stays closed: Redis doesn't hold it, and Postgres can't be asked."
             for i in closed
         ]
-        return Opened(found, sorted(rules), closed, False, self._mode, tuple(problems))
+        return Opened(
+            found, sorted(rules), store.token_shards, closed, False, self._mode, tuple(problems)
+        )
 
-    def _check_count(self, store: str, recorded: int | None) -> None:
-        if recorded not in (None, self._partitions):
+    def _check_count(self, store: str, found: StoreRow | None) -> None:
+        if found is not None and found.partitions != self._partitions:
             raise StartupError(
-                f"{store} was made for {recorded} partitions, and the setting partitions is "
-                f"{self._partitions}; set it to {recorded}, or use other stores."
+                f"{store} was made for {found.partitions} partitions, and the setting partitions "
+                f"is {self._partitions}; set it to {found.partitions}, or use other stores."
             )
 
     def _settle(self, conn: BoundedConnection) -> list[str]:
@@ -246,14 +258,16 @@ class _Opening:
             pipeline.execute_command("GET", key)
         return {i: value.decode() for i, value in enumerate(pipeline.execute()) if value}
 
-    def _count_in_redis(self) -> int | None:
-        recorded: Any = self._redis.execute_command("HGET", PARTITION_META, "partitions")
-        return None if recorded is None else int(recorded)
+    def _store_in_redis(self) -> StoreRow | None:
+        found: Any = self._redis.execute_command(
+            "HMGET", PARTITION_META, "partitions", "token_shards"
+        )
+        return None if None in found else StoreRow(int(found[0]), int(found[1]))
 
     def _rules_in_redis(self) -> set[Rule]:
         return _parse_rules(self._redis.execute_command("HGET", PARTITION_META, "shard_rules"))
 
-    def _record_in_redis(self, rules: set[Rule]) -> set[Rule]:
+    def _record_in_redis(self, rules: set[Rule], store: StoreRow) -> set[Rule]:
         """Writes the number of partitions and adds the rules; gives all that were ever added."""
         for _ in range(_RULES_ATTEMPTS):
             with self._redis.pipeline() as pipeline:
@@ -263,7 +277,8 @@ class _Opening:
                 )
                 text = json.dumps(sorted(known | rules), ensure_ascii=False)
                 pipeline.multi()
-                pipeline.execute_command("HSETNX", PARTITION_META, "partitions", self._partitions)
+                for field, value in store._asdict().items():
+                    pipeline.execute_command("HSETNX", PARTITION_META, field, value)
                 pipeline.execute_command("HSET", PARTITION_META, "shard_rules", text)
                 try:
                     pipeline.execute()

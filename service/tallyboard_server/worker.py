@@ -65,6 +65,7 @@ class Worker:
             settings.default_shards,
             settings.shards_by_prefix,
             opened.shard_rules,
+            opened.token_shards,
             random.randrange(1 << 16),
         )
         pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))

@@ -36,9 +36,7 @@ def naive(socket: str, threads: int) -> Handler:
     """A handler that sends one INCR a request, on a connection of redis-py's pool."""
     client = redis.Redis(unix_socket_path=socket, max_connections=threads)
 
-    def handle(
-        request: pb.IncrementRequest, context: grpc.ServicerContext
-    ) -> pb.IncrementRequest:
+    def handle(request: pb.IncrementRequest, context: grpc.ServicerContext) -> pb.IncrementRequest:
         client.incr(f"naive:{request.counter}:{random.randrange(NAIVE_SHARDS)}")
         return request
 

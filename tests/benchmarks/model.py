@@ -47,7 +47,7 @@ class Target(NamedTuple):
     rate: float | None = None
 
     def __str__(self) -> str:
-        return f"≥ {self.ratio:g} × echo" if self.ratio is not None else f"≥ {self.rate:,.0f}/s"
+        return f"≥ {self.ratio:g} of echo" if self.ratio is not None else f"≥ {self.rate:,.0f}/s"
 
 
 @dataclass

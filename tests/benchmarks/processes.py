@@ -3,20 +3,20 @@
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import psutil
 
 from tallyboard_server.listening import reserve_port
-from tallyboard_server.processes import child_setup
 from tests.benchmarks.model import Unusable
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +64,10 @@ def run(command: Sequence[str], *, core: int | None = None, timeout: float = 120
         Unusable: it failed or took longer than `timeout` seconds.
     """
     before, started = _children_cpu(), time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=_setup(core),
-    )
+    with _pinned(core):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -106,15 +102,19 @@ class Daemon:
         self._command, self._ready, self._core = list(command), ready, core
 
     def __enter__(self) -> Self:
-        with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".log", delete=False) as log:
+        # It ends with this process, whatever ends that.
+        bound = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.which("setpriv")) else []
+        with (
+            tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".log", delete=False) as log,
+            _pinned(self._core),
+        ):
             self.log = Path(log.name)
             self._process = subprocess.Popen(
-                self._command,
+                [*bound, *self._command],
                 cwd=ROOT,
                 env={k: v for k, v in os.environ.items() if not k.startswith("TALLYBOARD_")},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_setup(self._core),
             )
         return self
 
@@ -162,17 +162,33 @@ def cpu_of(pids: Iterable[int]) -> float:
     return total
 
 
+def sync_us(folder: Path) -> float:
+    """Microseconds that a small write takes to reach the disk, the median of 100."""
+    took = []
+    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(100):
+            started = time.perf_counter()
+            file.write(bytes(100))
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - started)
+    return median(took) * 1e6
+
+
 def _children_cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def _setup(core: int | None) -> Callable[[], None]:
-    prepare = child_setup(signal.SIGTERM)
-
-    def setup() -> None:
-        prepare()
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
-    return setup
+@contextmanager
+def _pinned(core: int | None) -> Iterator[None]:
+    """Children started inside keep to the core. No code runs in them between fork and exec, for
+    gRPC's threads do not survive a fork."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

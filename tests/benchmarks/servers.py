@@ -3,7 +3,6 @@
 import re
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,14 +109,15 @@ class Bare:
 class Service:
     """`tallyboard-server serve` with embedded stores of its own in a new folder."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, data: Path) -> None:
         self.setting = setting
+        self._data = data
         self._own = ExitStack()
         self._expected: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self.address, self._metrics = free_address(), free_address()
-        folder = self._own.enter_context(store_folder())
+        folder = self._own.enter_context(store_folder(self._data))
         threads = str(self.setting.threads)
         options = {
             "--listen": self.address,
@@ -169,6 +169,10 @@ class Service:
         counts = [(status == "OK", int(float(n))) for name, status, n in found if name == method]
         return sum(n for ok, n in counts if ok), sum(n for ok, n in counts if not ok)
 
+    def complaints(self) -> list[str]:
+        """The last lines of its log."""
+        return self._daemon.log.read_text(errors="replace").splitlines()[-3:]
+
     def check_gained(self, gained: dict[str, int]) -> None:
         """Compares counters with all that they should have gained so far.
 
@@ -196,23 +200,35 @@ class Service:
 
 
 @contextmanager
-def store_folder() -> Iterator[Path]:
+def store_folder(parent: Path) -> Iterator[Path]:
     """A folder with a short path that every user may enter, as Postgres below root needs."""
-    with tempfile.TemporaryDirectory(prefix="tb-bench-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="tb-bench-", dir=parent, ignore_cleanup_errors=True
+    ) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 class Servers:
-    """Starts each server when it is first asked for, and ends all of them."""
+    """Starts each server when it is first asked for, and ends all of them.
 
-    def __init__(self) -> None:
+    Args:
+        data: the folder that the stores' own folders are made in.
+
+    Attributes:
+        redis: the plain Redis.
+    """
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.data = data or Path(tempfile.gettempdir())
         self._own = ExitStack()
         self._bare: dict[tuple[str, Setting], Bare] = {}
         self._services: dict[Setting, Service] = {}
-        self._redis: PlainRedis | None = None
 
     def __enter__(self) -> Self:
+        # Before gRPC has threads, for it forks.
+        folder = self._own.enter_context(store_folder(self.data))
+        self.redis = self._own.enter_context(PlainRedis(folder))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -221,12 +237,13 @@ class Servers:
     def start_services(self, settings: list[Setting]) -> None:
         """Starts services side by side, which is faster than one by one."""
         for setting in settings:
-            self._services[setting] = self._own.enter_context(Service(setting))
+            self._services[setting] = self._own.enter_context(Service(setting, self.data))
         for service in self._services.values():
             service.wait_ready()
 
-    def service(self, setting: Setting) -> Service:
+    def service(self, setting: Setting | None) -> Service:
         """A service that `start_services` has started."""
+        assert setting is not None, "cases of the service have a setting"
         return self._services[setting]
 
     def bare(self, kind: str, setting: Setting) -> Bare:
@@ -237,16 +254,3 @@ class Servers:
             self._bare[key] = self._own.enter_context(Bare(kind, setting, redis))
             self._bare[key].try_call()
         return self._bare[key]
-
-    @property
-    def redis(self) -> PlainRedis:
-        """The plain Redis."""
-        if self._redis is None:
-            folder = self._own.enter_context(store_folder())
-            self._redis = self._own.enter_context(PlainRedis(folder))
-        return self._redis
-
-
-def wait_until_quiet(seconds: float = 0.2) -> None:
-    """Lets connections that were just closed be cleaned up on the server's side."""
-    time.sleep(seconds)

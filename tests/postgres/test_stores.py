@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 
 from tallyboard_server.embedded import EmbeddedRedis
+from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.pool import connect
 from tallyboard_server.redis.keys import dirty_key, incarnation_key, shard_key, wide_key
 from tallyboard_server.settings import Settings
@@ -58,9 +59,10 @@ def test_a_second_start_finds_the_same(settings: Settings) -> None:
 
 
 def test_instances_that_start_together_agree(settings: Settings) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        opened = list(threads.map(lambda _: open_stores(settings), range(4)))
-    assert opened == [opened[0]] * 4
+    migrate(settings.postgres_url)
+    with ThreadPoolExecutor(8) as threads:
+        opened = list(threads.map(lambda _: open_stores(settings), range(8)))
+    assert opened == [opened[0]] * 8
 
 
 @pytest.mark.parametrize("lost", [{1}, set(range(PARTITIONS))])

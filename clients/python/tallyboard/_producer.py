@@ -26,11 +26,11 @@ from tallyboard._batches import (
     message_of,
 )
 from tallyboard._errors import (
-    DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     OutcomeUnknownError,
     TallyboardError,
+    WindowFullError,
     error_from_call,
 )
 from tallyboard._failures import IncrementFailure
@@ -41,7 +41,7 @@ MAX_WINDOW: Final = 256
 #: How many of the newest failures a producer keeps.
 KEPT_FAILURES: Final = 1_000
 _TENANT_KEY: Final = "x-tallyboard-tenant"
-_JOIN_TIMEOUT: Final = 10.0
+_JOIN_TIMEOUT: Final = 5.0
 _LOOK_INTERVAL: Final = 1.0
 _LAST: Final = frozenset(
     {
@@ -171,7 +171,7 @@ class IncrementProducer:
 
         Raises:
             InvalidArgumentError: the name or the delta cannot be sent.
-            DeadlineExceededError: there was no room in time. The update was not taken.
+            WindowFullError: there was no room in time. The update was not taken.
             TallyboardError: the service has refused this producer for good.
         """
         check_counter(counter)
@@ -187,8 +187,8 @@ class IncrementProducer:
         Raises:
             InvalidArgumentError: the lists do not match, or an item cannot be sent. None of the
                 updates was taken.
-            DeadlineExceededError: there was no room in time. Its `taken` says how many updates,
-                from the first on, were taken.
+            WindowFullError: there was no room in time. Its `taken` says how many updates, from
+                the first on, were taken.
             TallyboardError: the service has refused this producer for good.
         """
         check_updates(counters, deltas)
@@ -207,7 +207,7 @@ class IncrementProducer:
 
         Raises:
             InvalidArgumentError: the batch cannot be sent. It was not taken.
-            DeadlineExceededError: there was no room in time. The batch was not taken.
+            WindowFullError: there was no room in time. The batch was not taken.
             TallyboardError: the service has refused this producer for good.
         """
         check_batch(counters, deltas)
@@ -228,13 +228,14 @@ class IncrementProducer:
         """
         deadline = self._deadline(timeout)
         with self._changed:
-            if self._batches.collected:
-                self._wait(lambda: not self._batches.full, deadline, self._unacknowledged)
-                self._seal()
-            last = self._batches.sequence
+            batches = self._batches
             self._wait(
-                lambda: self._batches.acknowledged_through >= last, deadline, self._unacknowledged
+                lambda: not batches.full or not batches.collected, deadline, self._unacknowledged
             )
+            if batches.collected:
+                self._seal()
+            last = batches.sequence
+            self._wait(lambda: batches.acknowledged_through >= last, deadline, self._unacknowledged)
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, then end the stream and the background thread; does nothing the second time.
@@ -303,7 +304,7 @@ class IncrementProducer:
         self._changed.notify_all()
 
     def _wait_for_room(self, deadline: float, taken: int = 0) -> None:
-        self._wait(lambda: not self._batches.full, deadline, lambda: _no_room(taken))
+        self._wait(lambda: not self._batches.full, deadline, lambda: WindowFullError(taken))
 
     def _wait(
         self,
@@ -351,10 +352,11 @@ class IncrementProducer:
             self._changed.notify_all()
         if call is not None and abandoned:
             call.cancel()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None:
             thread.join(_JOIN_TIMEOUT)
             if thread.is_alive() and call is not None:
                 call.cancel()
+                thread.join(_JOIN_TIMEOUT)
 
     def _run(self) -> None:
         """The background thread: one stream after the other."""
@@ -362,7 +364,7 @@ class IncrementProducer:
             error = self._serve()
             with self._changed:
                 self._broken_by = error or self._broken_by
-                if error is not None and error.code in _LAST:
+                if error is not None and _is_final(error):
                     self._fatal = error
                     self._changed.notify_all()
                     return
@@ -372,7 +374,7 @@ class IncrementProducer:
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not self._closing and not self._batches.pending:
-                self._changed.wait()
+                self._changed.wait(self._idle_timeout)
             return not self._closing
 
     def _pause(self, seconds: float) -> None:
@@ -453,7 +455,6 @@ class IncrementProducer:
         return None
 
 
-def _no_room(taken: int) -> TallyboardError:
-    error = DeadlineExceededError("too much is unacknowledged", "DEADLINE_EXCEEDED")
-    error.taken = taken
-    return error
+def _is_final(error: TallyboardError) -> bool:
+    """Whether the same batches would end another stream the same way."""
+    return error.code in _LAST or error.reason == "MESSAGE_TOO_LARGE"

@@ -1,6 +1,6 @@
 """Merging deltas: many updates of a counter become one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tallyboard_server.counters.model import MAX_VALUE, MIN_VALUE
 
@@ -23,6 +23,12 @@ def merge(counters: Sequence[str], deltas: Sequence[int]) -> dict[str, int]:
     for counter, delta in zip(counters, deltas, strict=True):
         merged[counter] = get(counter, 0) + delta
     return merged
+
+
+def largest(merged: Mapping[str, int]) -> int:
+    """How far from 0 the furthest sum is."""
+    values = merged.values()
+    return max(max(values, default=0), -min(values, default=0))
 
 
 def in_range(value: int) -> bool:

@@ -77,10 +77,8 @@ class CountReader:
         """Counts as Redis has them now, in the order of the names."""
         as_of = time.time()
         distinct = list(dict.fromkeys(counters))
-        keys: list[str] = []
-        for counter in distinct:
-            keys += [key for _, key in self._sharding.all_shards(tenant, counter)]
-        values = self._store.get(keys, deadline)
+        shards = [shard for name in distinct for shard in self._sharding.all_shards(tenant, name)]
+        values = self._store.get([key for _, key in shards], deadline, {p for p, _ in shards})
         counts, wide, at = {}, [], 0
         for counter in distinct:
             mine = values[at : at + self._sharding.read_shards(counter)]

@@ -23,7 +23,6 @@ class Counters:
 
     Attributes:
         writer, reader, hub: the parts that the RPC layer calls.
-        patience: seconds that a stream's batch may take.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Counters:
             store, sharding, ttl=settings.cache_ttl, max_entries=settings.cache_entries
         )
         self.hub = WatchHub(self.reader, settings.max_watchers)
-        self.patience = settings.call_timeout
+        self._patience = settings.call_timeout
         self._pool = pool
         self._producer_ttl = int(settings.producer_ttl)
         self._streams: set[IncrementStream] = set()
@@ -53,7 +52,7 @@ class Counters:
         Raises:
             Unavailable: the server is stopping.
         """
-        stream = IncrementStream(self.writer, tenant, self._producer_ttl)
+        stream = IncrementStream(self.writer, tenant, self._producer_ttl, self._patience)
         with self._lock:
             if self._draining:
                 raise _shutting_down()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -16,17 +17,19 @@ from tallyboard_server.counters.writes import CounterWriter, WriteResult
 from tallyboard_server.errors import (
     FieldViolation,
     InvalidArgument,
+    Overloaded,
     TallyboardError,
     Unavailable,
 )
-from tallyboard_server.names import name_problem
+from tallyboard_server.names import are_plain, name_problem
 from tallyboard_server.redis.keys import producer_key
 from tallyboard_server.redis.operations import Token, Write
 
 WINDOW = 256
 _MAX_AHEAD = 64
-_MAX_AHEAD_DELTAS = 400_000
+_MAX_AHEAD_DELTAS = 200_000
 _TICK = 0.25
+_FULL = 0.01
 
 
 class Acknowledgement(NamedTuple):
@@ -50,12 +53,16 @@ class IncrementStream:
 
     Args:
         producer_ttl: seconds that a silent producer is remembered.
+        patience: seconds that one batch may take.
     """
 
-    def __init__(self, writer: CounterWriter, tenant: str, producer_ttl: int) -> None:
+    def __init__(
+        self, writer: CounterWriter, tenant: str, producer_ttl: int, patience: float
+    ) -> None:
         self._writer = writer
         self._tenant = tenant
         self._ttl = producer_ttl
+        self._patience = patience
         self._producer = ""
         self._newest = 0
         self._lock = threading.Condition()  # guards _batches, _ahead, _finished, _error
@@ -76,10 +83,7 @@ class IncrementStream:
         self._check(producer, sequence, counters, deltas)
         self._wait_for_room()
         merged, failures = self._merged(counters, deltas)
-        batch_done = self._wake_up
-        write, result = self._writer.submit(
-            self._tenant, merged, self._producer, self._token_of(sequence), batch_done
-        )
+        write, result = self._submit(sequence, merged)
         result.failures |= failures
         with self._lock:
             self._batches.append(_Batch(sequence, len(deltas), write, result))
@@ -95,19 +99,16 @@ class IncrementStream:
             self._lock.notify_all()
         self._wake_up()
 
-    def acknowledgements(self, patience: float) -> Iterator[Acknowledgement]:
+    def acknowledgements(self) -> Iterator[Acknowledgement]:
         """Acknowledgements until the stream is finished and all is acknowledged.
-
-        Args:
-            patience: seconds that one batch may take.
 
         Raises:
             TallyboardError: a batch failed, or the reader passed an error to `finish`.
         """
-        while (found := self._next(patience)) is not None:
+        while (found := self._next()) is not None:
             yield found
 
-    def _next(self, patience: float) -> Acknowledgement | None:
+    def _next(self) -> Acknowledgement | None:
         """Waits for the next acknowledgement; None when there will be no more."""
         waited_since = time.monotonic()
         while True:
@@ -122,7 +123,7 @@ class IncrementStream:
                     return None
             if idle:
                 waited_since = time.monotonic()
-            elif time.monotonic() - waited_since > patience:
+            elif time.monotonic() - waited_since > self._patience:
                 raise Unavailable("a batch was not durable in time; send it again")
             self._sleep()
 
@@ -181,6 +182,21 @@ class IncrementStream:
             if self._finished:
                 raise self._error or Unavailable("the stream is over")
 
+    def _submit(self, sequence: int, merged: Mapping[str, int]) -> tuple[Write, WriteResult]:
+        """Submits a batch; a stream waits where a unary call would be refused."""
+        token_of = partial(self._token, sequence)
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._writer.submit(
+                    self._tenant, merged, self._producer, token_of, self._wake_up
+                )
+            except Overloaded:
+                if time.monotonic() > until or self._finished:
+                    raise
+                with self._lock:
+                    self._lock.wait(_FULL)
+
     def _merged(
         self, counters: Sequence[str], deltas: Sequence[int]
     ) -> tuple[Mapping[str, int], dict[str, TallyboardError]]:
@@ -191,29 +207,18 @@ class IncrementStream:
                 if delta == 0:
                     failures[name] = _invalid("DELTA_ZERO", "deltas", "must not be 0")
         merged = merge(counters, deltas)
-        for name in merged:
-            problem = name_problem(name)
-            if problem:
-                failures[name] = _invalid("NAME_INVALID", "counters", problem)
+        if not are_plain(merged):
+            for name in merged:
+                problem = name_problem(name)
+                if problem:
+                    failures[name] = _invalid("NAME_INVALID", "counters", problem)
         if failures:
             merged = {name: delta for name, delta in merged.items() if name not in failures}
         return merged, failures
 
-    def _token_of(self, sequence: int) -> "_ProducerToken":
-        return _ProducerToken(self._tenant, self._producer, sequence, self._ttl)
-
-
-class _ProducerToken(NamedTuple):
-    """Makes a batch's token in each partition."""
-
-    tenant: str
-    producer: str
-    sequence: int
-    ttl: int
-
-    def __call__(self, partition: int) -> Token | None:
-        key = producer_key(partition, self.tenant, self.producer)
-        return Token("p", key, self.sequence, self.ttl)
+    def _token(self, sequence: int, partition: int) -> Token:
+        key = producer_key(partition, self._tenant, self._producer)
+        return Token("p", key, sequence, self._ttl)
 
 
 def _invalid(reason: str, field: str, description: str) -> InvalidArgument:

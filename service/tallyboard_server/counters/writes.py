@@ -1,9 +1,11 @@
 """Writes of counters: one delta, many, and what clears a counter."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tallyboard_server.counters.merge import in_range
+from tallyboard_server.counters.merge import in_range, largest
+from tallyboard_server.counters.model import MAX_VALUE
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
@@ -59,7 +61,7 @@ class CounterWriter:
             partition, key = self._sharding.place(tenant, counter)
 
         def parts(write: Write) -> None:
-            write.add(Part(write, partition, {key: delta}, token))
+            write.add(Part(write, partition, {key: delta}, token, bound=abs(delta)))
 
         if -MAX_DELTA <= delta <= MAX_DELTA:
             write = self._store.write(parts, 1, deadline)
@@ -171,24 +173,23 @@ class CounterWriter:
         token_of: Callable[[int], Token | None],
     ) -> None:
         """Adds one part a partition."""
-        by_partition: dict[int, dict[str, int]] = {}
-        place = self._sharding.place
+        by_partition: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        places = self._sharding.places(tenant, placed_by)
         for counter, delta in merged.items():
-            partition, key = place(tenant, counter, placed_by)
-            operations = by_partition.get(partition)
-            if operations is None:
-                by_partition[partition] = {key: delta}
-            else:
-                operations[key] = delta
+            partition, key = places[counter]
+            by_partition[partition][key] = delta
+        bound = largest(merged)
         for partition, operations in by_partition.items():
-            write.add(Part(write, partition, operations, token_of(partition)))
+            write.add(Part(write, partition, operations, token_of(partition), bound=bound))
 
     def _submit(self, write: Write, size: int) -> None:
         """Submits what shards can hold, and hands the rest to the wide counters."""
         ready = []
         large = []
         for part in write.parts:
-            keys = [k for k, d in part.operations.items() if not -MAX_DELTA <= d <= MAX_DELTA]
+            keys = []
+            if part.bound > MAX_DELTA:
+                keys = [k for k, d in part.operations.items() if not -MAX_DELTA <= d <= MAX_DELTA]
             if keys:
                 large.append((part, keys))
             else:
@@ -199,7 +200,7 @@ class CounterWriter:
             self._wide.take_over(part, keys)
 
     def _fitting(self, merged: Mapping[str, int], result: WriteResult) -> Mapping[str, int]:
-        if all(-MAX_DELTA <= delta <= MAX_DELTA for delta in merged.values()):
+        if largest(merged) <= MAX_VALUE:
             return merged
         for counter, delta in merged.items():
             if not in_range(delta):

@@ -23,17 +23,25 @@ class PartitionRow(NamedTuple):
     checkpointed_at: datetime
 
 
-def read_partition_count(conn: psycopg.Connection[Any]) -> int | None:
-    """The number of partitions that this database was made for; None when it is new."""
-    row = conn.execute("SELECT partitions FROM tallyboard.store").fetchone()
-    return None if row is None else int(row[0])
+class StoreRow(NamedTuple):
+    """What a store was made for, and never changes: `partitions` and `token_shards`."""
+
+    partitions: int
+    token_shards: int
 
 
-def record_partition_count(conn: psycopg.Connection[Any], partitions: int) -> None:
-    """Remembers the number of partitions, unless one is recorded."""
+def read_store(conn: psycopg.Connection[Any]) -> StoreRow | None:
+    """What this database was made for; None when it is new."""
+    row = conn.execute("SELECT partitions, token_shards FROM tallyboard.store").fetchone()
+    return None if row is None else StoreRow(*row)
+
+
+def record_store(conn: psycopg.Connection[Any], store: StoreRow) -> None:
+    """Remembers what the database is made for, unless that is recorded."""
     conn.execute(
-        "INSERT INTO tallyboard.store (partitions) VALUES (%s) ON CONFLICT DO NOTHING",
-        (partitions,),
+        "INSERT INTO tallyboard.store (partitions, token_shards) VALUES (%s, %s)"
+        " ON CONFLICT DO NOTHING",
+        store,
     )
 
 

@@ -4,6 +4,7 @@ Pure: it opens no socket and starts no thread. Parts for the same partition beco
 call, with one operation a key however many callers asked (group commit).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,13 @@ from tallyboard_server.redis.operations import Command, Operation, Part, Read
 MAX_CALL_OPERATIONS = 4096
 MAX_MGET_KEYS = 8192
 LINK_RING = 64
+# Calls a partition and flush of scripts that do not merge: the link's ring has to hold them all.
+MAX_CALLS_ALONE = LINK_RING // 2
 LINK_TTL = 3 * 24 * 3600
 # A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
 MAX_DELTA = 1 << 52
 
+_NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
@@ -69,6 +73,7 @@ class ScriptCall:
     script: scripts.Script
     parts: list[Part] = field(default_factory=list)
     operations: dict[str, Any] = field(default_factory=dict)
+    bound: int = 0
     tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
 
     def takes(self, part: Part) -> bool:
@@ -76,29 +81,29 @@ class ScriptCall:
         token = part.token
         if token is not None and (token.key, token.sequence) in self.tokens:
             return False
-        if not self._merge(part.operations):
+        if not self._merge(part):
             return False
         if token is not None:
             self.tokens[token.key, token.sequence] = part
         self.parts.append(part)
         return True
 
-    def _merge(self, operations: dict[str, Any]) -> bool:
-        merged = self.operations
-        if not merged:
+    def _merge(self, part: Part) -> bool:
+        merged, operations = self.operations, part.operations
+        if not self.parts:
             self.operations = operations
+            self.bound = part.bound
             return True
         if len(merged) + len(operations) > MAX_CALL_OPERATIONS:
             return False
-        if self.operations is self.parts[0].operations:
+        if self.bound + part.bound > MAX_DELTA:
+            return False  # a sum may not be exact in Lua
+        if len(self.parts) == 1:
             merged = self.operations = dict(merged)
-        sums = {}
+        self.bound += part.bound
+        get = merged.get
         for key, delta in operations.items():
-            total = merged.get(key, 0) + delta
-            if not -MAX_DELTA <= total <= MAX_DELTA:
-                return False
-            sums[key] = total
-        merged.update(sums)
+            merged[key] = get(key, 0) + delta
         return True
 
     def pack(self, sequences: LinkSequences, incarnation: str) -> bytes:
@@ -120,13 +125,57 @@ class ScriptCall:
         return _pack("EVALSHA", self.script.sha, len(named), *named, *arguments)
 
 
+class _Gets:
+    """Reads that share one MGET, with the incarnations of all their partitions behind them."""
+
+    def __init__(self) -> None:
+        self.reads: list[Read] = []
+        self.size = 0
+        self._partitions: set[int] = set()
+
+    def add(self, read: Read) -> None:
+        self.reads.append(read)
+        self.size += len(read.keys)
+        self._partitions.update(read.partitions)
+
+    def pack(self) -> bytes:
+        names = [key for read in self.reads for key in read.keys]
+        names += [keys.incarnation_key(partition) for partition in self._partitions]
+        return _pack("MGET", *names)
+
+    def settle(self, reply: Any, fences: Fences) -> None:
+        error = redis_said(reply) if isinstance(reply, hiredis.ReplyError) else None
+        lost: set[int] = set()
+        if error is None:
+            found = zip(self._partitions, reply[self.size :], strict=True)
+            lost = {p for p, value in found if not value or value.decode() != fences.expected(p)}
+        at = 0
+        for read in self.reads:
+            read.error = error
+            if error is None:
+                read.values = reply[at : at + len(read.keys)]
+                at += len(read.keys)
+                closed = lost.intersection(read.partitions)
+                if closed:
+                    read.error = _closed(min(closed))
+            read.on_done()
+
+
 class Outcome:
-    """What a flush leaves for its link to do."""
+    """What a flush leaves for its link to do.
+
+    Attributes:
+        again: to be sent again, without having been applied.
+        refused: parts and the keys that a shard can't hold.
+        not_ready: what Redis said if it runs no commands for now.
+        reconnect: whether a new connection may help: it loads the scripts, or finds the master.
+    """
 
     def __init__(self) -> None:
         self.again: list[Operation] = []
+        self.not_ready = ""
         self.refused: list[tuple[Part, list[str]]] = []
-        self.scripts_missing = False
+        self.reconnect = False
 
 
 class Flush:
@@ -155,6 +204,8 @@ class Flush:
     ) -> None:
         self.deferred: list[Operation] = []
         self._durable = durable
+        self._fences = fences
+        self._alone: Counter[int] = Counter()
         self._calls, self._reads, self._commands = self._sort(operations, fences)
         packed = []
         for call in self._calls:
@@ -197,6 +248,10 @@ class Flush:
         part.write.sent = True
         partition = part.partition
         if part.script is not scripts.ADD:
+            if self._alone[partition] == MAX_CALLS_ALONE:
+                self.deferred.append(part)
+                return
+            self._alone[partition] += 1
             call = ScriptCall(partition, part.script)
             call.takes(part)
             calls.append(call)
@@ -208,19 +263,13 @@ class Flush:
         if not open_call.takes(part):
             self.deferred.append(part)
 
-    def _pack_reads(self, packed: list[bytes]) -> list[list[Read]]:
-        groups: list[list[Read]] = []
-        names: list[str] = []
+    def _pack_reads(self, packed: list[bytes]) -> list["_Gets"]:
+        groups: list[_Gets] = []
         for read in self._reads:
-            if not groups or len(names) + len(read.keys) > MAX_MGET_KEYS:
-                if groups:
-                    packed.append(_pack("MGET", *names))
-                groups.append([])
-                names = []
-            groups[-1].append(read)
-            names += read.keys
-        if groups:
-            packed.append(_pack("MGET", *names))
+            if not groups or groups[-1].size + len(read.keys) > MAX_MGET_KEYS:
+                groups.append(_Gets())
+            groups[-1].add(read)
+        packed += [group.pack() for group in groups]
         return groups
 
     @property
@@ -244,7 +293,7 @@ class Flush:
         for call, reply in zip(self._calls, found, strict=False):
             _settle_call(call, reply, durable, outcome)
         for group, reply in zip(self._mgets, replies[len(self._calls) :], strict=False):
-            _settle_reads(group, reply)
+            group.settle(reply, self._fences)
         start = len(self._calls) + len(self._mgets)
         for command, reply in zip(self._commands, replies[start:], strict=False):
             if isinstance(reply, hiredis.ReplyError):
@@ -261,8 +310,12 @@ def _pack(*command: Any) -> bytes:
 
 def _settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
     if isinstance(reply, hiredis.ReplyError):
-        if str(reply).startswith(("NOSCRIPT", "LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")):
-            outcome.scripts_missing |= str(reply).startswith("NOSCRIPT")
+        said = str(reply)
+        outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
+        if said.startswith("NOSCRIPT"):
+            outcome.again += call.parts
+        elif said.startswith(_NOT_READY):
+            outcome.not_ready = said
             outcome.again += call.parts
         else:
             for part in call.parts:
@@ -311,17 +364,6 @@ def _settle_known(
             part.done(None if durable else _not_durable(part), seen=True)
         else:
             part.done(SequenceTooOld(_TOO_OLD))
-
-
-def _settle_reads(group: list[Read], reply: Any) -> None:
-    error = redis_said(reply) if isinstance(reply, hiredis.ReplyError) else None
-    at = 0
-    for read in group:
-        if error is None:
-            read.values = reply[at : at + len(read.keys)]
-            at += len(read.keys)
-        read.error = error
-        read.on_done()
 
 
 def redis_said(reply: Exception) -> Unavailable:

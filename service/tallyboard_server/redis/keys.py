@@ -5,7 +5,6 @@ a tenant is written with its length in bytes, so no name can run into another ke
 """
 
 import zlib
-from functools import lru_cache
 from typing import NamedTuple
 
 PARTITION_META = "tb:meta"
@@ -108,11 +107,7 @@ def home_partition(tenant: str, name: str, partitions: int) -> int:
     return zlib.crc32(name.encode(), zlib.crc32(tenant.encode())) % partitions
 
 
-@lru_cache(maxsize=1 << 18)
 def place_shard(tenant: str, counter: str, shard: int, partitions: int) -> tuple[int, str]:
-    """Partition and key of one shard of a counter.
-
-    Cached (at most 262,144 places): a hot counter is placed once.
-    """
+    """Partition and key of one shard of a counter."""
     partition = (home_partition(tenant, counter, partitions) + shard * _SHARD_STRIDE) % partitions
     return partition, shard_key(partition, tenant, counter)

@@ -70,6 +70,7 @@ class Link:
         self._sequences = LinkSequences(uuid.uuid4().hex[:16])
         self._connection: Connection | None = None
         self._down: str | None = None
+        self._not_ready_since: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"link-{name}", daemon=True)
         self._thread.start()
@@ -168,12 +169,25 @@ class Link:
     def _follow(self, outcome: Outcome) -> None:
         for part, refused in outcome.refused:
             self._on_refused(part, refused)
-        if outcome.scripts_missing and self._connection is not None:
-            self._connection.close()
-            self._connection = None  # a new one loads the scripts
-        if outcome.again:
-            live = [o for o in outcome.again if not self._give_up(o)]
-            self._again += live
+        if outcome.reconnect:
+            self._disconnect()
+        again = [operation for operation in outcome.again if not self._give_up(operation)]
+        if not outcome.not_ready:
+            self._not_ready_since = None
+        elif not self._is_patient():
+            for operation in again:
+                _fail(operation, Unavailable(f"Redis is not ready: {outcome.not_ready[:200]}"))
+            self._open_breaker(outcome.not_ready, [])
+            return
+        self._again += again
+
+    def _is_patient(self) -> bool:
+        """Waits a little for a Redis that is not ready; False when it had its time."""
+        now = time.monotonic()
+        if self._not_ready_since is None:
+            self._not_ready_since = now
+        self._closing.wait(_RECONNECT_FIRST)
+        return now - self._not_ready_since < self._timeout
 
     @staticmethod
     def _give_up(operation: Operation) -> bool:

@@ -5,7 +5,7 @@ A write is what one caller asked for; a part is its share in one partition. All 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from tallyboard_server.errors import TallyboardError
@@ -25,9 +25,14 @@ class Token(NamedTuple):
 
 
 class Part:
-    """A write's operations in one partition: key to delta, or to a verb for `clear.lua`."""
+    """A write's operations in one partition: key to delta, or to a verb for `clear.lua`.
 
-    __slots__ = ("error", "operations", "partition", "script", "token", "write")
+    Attributes:
+        bound: no delta is further from 0.
+        error: why it failed, once it is over.
+    """
+
+    __slots__ = ("bound", "error", "operations", "partition", "script", "token", "write")
 
     def __init__(
         self,
@@ -36,12 +41,14 @@ class Part:
         operations: dict[str, Any],
         token: Token | None = None,
         script: scripts.Script = scripts.ADD,
+        bound: int = 0,
     ) -> None:
         self.write = write
         self.partition = partition
         self.operations = operations
         self.token = token
         self.script = script
+        self.bound = bound
         self.error: TallyboardError | None = None
 
     def done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:
@@ -122,12 +129,18 @@ class Write:
 
 
 class Read:
-    """Keys to get. Reads that wait together become one MGET."""
+    """Keys to get, and the partitions whose incarnation must be the expected one.
 
-    __slots__ = ("abandoned", "error", "keys", "on_done", "values")
+    Reads that wait together become one MGET.
+    """
 
-    def __init__(self, keys: list[str], on_done: Callable[[], object]) -> None:
+    __slots__ = ("abandoned", "error", "keys", "on_done", "partitions", "values")
+
+    def __init__(
+        self, keys: list[str], on_done: Callable[[], object], partitions: Collection[int] = ()
+    ) -> None:
         self.keys = keys
+        self.partitions = partitions
         self.on_done = on_done
         self.values: list[bytes | None] = []
         self.error: TallyboardError | None = None

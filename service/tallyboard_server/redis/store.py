@@ -4,7 +4,7 @@ Two links: exact reads and claims do not wait behind a large flush of writes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from threading import Lock
 from typing import Any
 
@@ -102,11 +102,20 @@ class RedisStore:
             raise write.error
         return write
 
-    def get(self, keys: list[str], deadline: float) -> list[bytes | None]:
-        """The values of keys, live, in their order."""
+    def get(
+        self, keys: list[str], deadline: float, partitions: Collection[int] = ()
+    ) -> list[bytes | None]:
+        """The values of keys, live, in their order.
+
+        Args:
+            partitions: those that must still have the incarnation expected.
+
+        Raises:
+            Unavailable: Redis or one of the partitions is away.
+        """
         done = Lock()
         done.acquire()
-        read = Read(keys, done.release)
+        read = Read(keys, done.release, partitions)
         self._reads.submit((read,), len(keys))
         self._wait(done, read, deadline)
         if read.error is not None:

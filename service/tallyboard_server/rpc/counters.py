@@ -107,7 +107,7 @@ class CounterServicer:
         reader.start()
         try:
             yield pb.StreamIncrementsResponse(window=WINDOW)
-            for sequence, failures in stream.acknowledgements(self._counters.patience):
+            for sequence, failures in stream.acknowledgements():
                 yield pb.StreamIncrementsResponse(
                     acknowledged_sequence=sequence,
                     window=WINDOW,

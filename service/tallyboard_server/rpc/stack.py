@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from tallyboard_server.errors import (
+    DeadlineExceeded,
     FieldViolation,
     InvalidArgument,
     MessageTooLarge,
@@ -45,6 +46,8 @@ class Caller:
         left = context.time_remaining()
         if left is None or left > call_timeout:
             left = call_timeout
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the call was begun; nothing changed")
         self.deadline = time.monotonic() + left
         self.tenant = DEFAULT_TENANT
         for key, value in context.invocation_metadata():

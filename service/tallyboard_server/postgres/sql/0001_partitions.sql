@@ -2,7 +2,10 @@
 
 CREATE TABLE tallyboard.store (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    partitions integer NOT NULL CHECK (partitions > 0)
+    partitions integer NOT NULL CHECK (partitions > 0),
+    -- How many shards a write with a token chooses from: the default of the first start, for
+    -- ever, so that a repeat finds the partition that it chose before.
+    token_shards integer NOT NULL CHECK (token_shards > 0)
 );
 
 -- Every rule for the number of shards that was ever in force: counts written under an old rule

@@ -2,6 +2,7 @@
 -- never leaves that range. A frozen shard ("w<integer>") is not a number and takes no delta.
 
 local LIMIT = 9007199254740992
+local PLAIN = 1125899906842624 -- up to here every Redis writes a number as an integer
 local CHUNK = 2000 -- unpack() takes fewer than 8,000 values
 local operation, values = {}, {}
 
@@ -28,8 +29,10 @@ function operation.write(first)
     local high = math.min(low + CHUNK - 1, #KEYS)
     local pair = {}
     for i = low, high do
-      pair[#pair + 1] = KEYS[i]
-      pair[#pair + 1] = string.format('%.0f', values[i])
+      local value = values[i]
+      if value > PLAIN or value < -PLAIN then value = string.format('%.0f', value) end
+      pair[2 * (i - low) + 1] = KEYS[i]
+      pair[2 * (i - low) + 2] = value
     end
     redis.call('MSET', unpack(pair))
     redis.call('SADD', KEYS[2], unpack(KEYS, low, high))

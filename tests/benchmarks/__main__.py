@@ -1,0 +1,147 @@
+"""The program behind `make bench`: rounds of all cases, then the table, JSON and a PNG."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from tests.benchmarks.cases import Case, all_cases
+from tests.benchmarks.model import CheckFailed, Result, Sample, Unusable
+from tests.benchmarks.plot import write_png
+from tests.benchmarks.processes import sync_us, tool
+from tests.benchmarks.report import Run, print_table, write_json, write_markdown
+from tests.benchmarks.servers import Servers
+from tests.benchmarks.sweep import Swept, sweep
+
+_WARM_SECONDS = 0.5
+_SETTING_SECONDS = 0.8
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1, 100), help="Rounds; 3, or 1 with --quick.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.2, 60),
+    help="Seconds of one measurement; 2.5, or 0.8 with --quick.",
+)
+@click.option("--quick", is_flag=True, help="One short round: below 90 seconds.")
+@click.option(
+    "--only",
+    multiple=True,
+    help="Part of the name of a case to run, such as increment, /1x4 or stream; repeatable.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Folder for results.md, results.json and benchmarks.png.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder on the disk that the stores shall use; the system's temporary one by default.",
+)
+@click.option("--list", "list_only", is_flag=True, help="Print the names of the cases.")
+def main(
+    rounds: int | None,
+    seconds: float | None,
+    quick: bool,
+    only: tuple[str, ...],
+    results: Path,
+    data: Path | None,
+    list_only: bool,
+) -> None:
+    """Measure the service beside a bare gRPC server and beside the naive way."""
+    cases = _chosen(all_cases(), only)
+    if list_only:
+        click.echo("\n".join(case.name for case in cases))
+        return
+    rounds, seconds = rounds or (1 if quick else 3), seconds or (0.8 if quick else 2.5)
+    # A table in a file or a pipe needs no line breaks.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        for name in ("h2load", "redis-benchmark"):
+            tool(name)
+        with Servers(data) as servers:
+            syncs = [sync_us(servers.data)]
+            measured = _measure(cases, servers, rounds, seconds, console)
+            syncs.append(sync_us(servers.data))
+        swept = [] if quick or only else _swept(console)
+    except CheckFailed as error:
+        sys.exit(f"The check failed: {error}")
+    except Unusable as error:
+        sys.exit(str(error))
+    _write(Run(rounds, seconds, measured, swept, max(syncs)), results, console)
+
+
+def _chosen(cases: list[Case], only: Sequence[str]) -> list[Case]:
+    """The cases that were asked for, and the echoes that they are compared with."""
+    if not only:
+        return cases
+    wanted = {case.name for case in cases if any(part in case.name for part in only)}
+    wanted |= {case.baseline for case in cases if case.name in wanted and case.baseline}
+    if not wanted:
+        raise click.BadParameter("no case has such a name; see --list", param_hint="--only")
+    return [case for case in cases if case.name in wanted]
+
+
+def _measure(
+    cases: list[Case], servers: Servers, rounds: int, seconds: float, console: Console
+) -> list[Result]:
+    """All rounds, interleaved, after a short one that warms the servers and is not kept."""
+    results = [
+        Result(c.name, c.title, c.conditions, c.unit, c.target) for c in cases
+    ]  # fmt: skip
+    rates = {case.name: case.first_rate for case in cases}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("starting servers", total=len(cases) * (rounds + 1))
+        settings = {case.setting for case in cases if case.needs_service and case.setting}
+        servers.start_services(sorted(settings))
+        for number in range(rounds + 1):
+            for case, result in zip(cases, results, strict=True):
+                name = f"round {number} of {rounds}" if number else "warming up"
+                progress.update(task, description=f"{name}: {case.name}")
+                duration = seconds if number else min(_WARM_SECONDS, seconds)
+                sample = _checked(case, servers, int(rates[case.name] * duration))
+                rates[case.name] = sample.rate
+                if number:
+                    result.samples.append(sample)
+                    latency = case.latency(servers, sample.rate / 2, seconds / 2)
+                    if latency is not None:
+                        result.latencies.append(latency)
+                progress.advance(task)
+    by_name = {result.name: result for result in results}
+    for case, result in zip(cases, results, strict=True):
+        if case.baseline is not None:
+            result.baseline = by_name[case.baseline].rates
+    return results
+
+
+def _checked(case: Case, servers: Servers, operations: int) -> Sample:
+    try:
+        return case.run(servers, operations)
+    except CheckFailed as error:
+        said = servers.service(case.setting).complaints() if case.needs_service else []
+        raise CheckFailed("\n".join([f"{case.name}: {error}", *said])) from error
+
+
+def _swept(console: Console) -> list[Swept]:
+    with console.status("looking for the threads at which echo is best"):
+        return sweep(_SETTING_SECONDS)
+
+
+def _write(run: Run, folder: Path, console: Console) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_markdown(run, folder / "results.md")
+    write_json(run, folder / "results.json")
+    write_png(run, folder / "benchmarks.png")
+    print_table(run, console)
+    console.print(f"Written to {folder}: results.md, results.json, benchmarks.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Clients that count under load and write down what was acknowledged, to compare it afterwards."""
+
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tallyboard.v1 import consistency_pb2, counters_pb2, counters_pb2_grpc
+
+CALL_TIMEOUT: Final = 5.0
+PATIENCE: Final = 40.0
+_WINDOW: Final = 32
+_TICK: Final = 0.05
+_PAUSE: Final = 0.02
+_OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """The service's own reason for an error; empty when the transport made it."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""
+
+
+@contextmanager
+def stub_of(target: str) -> Iterator[Any]:
+    """A stub over a connection of its own, and so of some worker."""
+    with grpc.insecure_channel(target, _OPTIONS) as channel:
+        yield counters_pb2_grpc.CounterServiceStub(channel)
+
+
+def read(target: str, counters: list[str]) -> dict[str, int]:
+    """Exact counts; asks again until the service is back."""
+    request = counters_pb2.BatchGetCountersRequest(
+        counters=counters, consistency=consistency_pb2.Consistency(exact=True)
+    )
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with stub_of(target) as stub:
+                answer = stub.BatchGetCounters(request, timeout=CALL_TIMEOUT)
+            return {count.counter: count.value for count in answer.counts}
+        except grpc.RpcError:
+            if time.monotonic() > deadline:
+                raise
+
+
+class Ledger:
+    """What clients know: counted for sure, and perhaps counted. Any thread may write."""
+
+    def __init__(self) -> None:
+        self.sure: Counter[str] = Counter()
+        self.perhaps: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.retries = 0
+        self._lock = threading.Lock()  # guards all of these
+
+    def counted(self, counter: str, delta: int) -> None:
+        """It was acknowledged."""
+        with self._lock:
+            self.sure[counter] += delta
+
+    def unknown(self, counter: str, delta: int) -> None:
+        """Nobody can tell."""
+        with self._lock:
+            self.perhaps[counter] += delta
+
+    def problem(self, what: str) -> None:
+        """Something that must not happen."""
+        with self._lock:
+            self.problems.append(what)
+
+    def retried(self) -> None:
+        """Something is sent once more."""
+        with self._lock:
+            self.retries += 1
+
+    def differences(self, target: str) -> dict[str, tuple[int, int, int]]:
+        """Counters that are not what was acknowledged: (found, least, most)."""
+        names = sorted(self.sure.keys() | self.perhaps.keys())
+        found = read(target, names)
+        wrong = {}
+        for name in names:
+            least = self.sure[name]
+            most = least + self.perhaps[name]
+            if not least <= found[name] <= most:
+                wrong[name] = (found[name], least, most)
+        return wrong
+
+
+class Load:
+    """Clients of every kind, a thread each, from `with` to `finish`.
+
+    All deltas are positive, so that a lost one and one counted twice can't make up for each other.
+    Clients whose writes can be sent again do so until they are acknowledged.
+
+    Args:
+        targets: services; clients are spread over them.
+        prefix: of the names of the counters.
+        kinds: of clients; each is started `each` times.
+    """
+
+    def __init__(
+        self,
+        *targets: str,
+        prefix: str = "",
+        kinds: tuple[str, ...] = ("with_id", "without_id", "batch", "stream"),
+        each: int = 2,
+    ) -> None:
+        self.ledger = Ledger()
+        self.acknowledged = 0
+        self._prefix = prefix or f"{uuid.uuid4().hex[:8]}:"
+        self._stop = threading.Event()
+        self._give_up = time.monotonic() + 100.0
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(kind, targets[i % len(targets)]), name=kind, daemon=True
+            )
+            for kind in kinds
+            for i in range(each)
+        ]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """No new writes; those under way are sent until they are acknowledged."""
+        self._stop.set()
+        self._give_up = min(self._give_up, time.monotonic() + PATIENCE)
+        for thread in self._threads:
+            thread.join(PATIENCE + CALL_TIMEOUT)
+            if thread.is_alive():
+                self.ledger.problem(f"{thread.name} did not end")
+
+    def _run(self, kind: str, target: str) -> None:
+        try:
+            getattr(self, f"_{kind}")(target)
+        except Exception as error:
+            self.ledger.problem(f"{kind}: {error!r}")
+
+    def _with_id(self, target: str) -> None:
+        name = f"{self._prefix}with_id"
+        while not self._stop.is_set():
+            delta = random.randint(1, 1000)
+            request = counters_pb2.IncrementRequest(
+                counter=name, delta=delta, request_id=str(uuid.uuid4())
+            )
+            self._until_acknowledged(target, lambda stub, r=request: stub.Increment(r, timeout=CALL_TIMEOUT))
+            self._counted({name: delta})
+
+    def _batch(self, target: str) -> None:
+        while not self._stop.is_set():
+            deltas = {f"{self._prefix}batch{random.randint(0, 99)}": random.randint(1, 1000) for _ in range(20)}
+            request = counters_pb2.BatchIncrementRequest(
+                deltas=[counters_pb2.CounterDelta(counter=n, delta=d) for n, d in deltas.items()],
+                request_id=str(uuid.uuid4()),
+            )
+            answer = self._until_acknowledged(
+                target, lambda stub, r=request: stub.BatchIncrement(r, timeout=CALL_TIMEOUT)
+            )
+            for failure in answer.failures:
+                self.ledger.problem(f"batch item failed: {failure}")
+            self._counted(deltas)
+
+    def _without_id(self, target: str) -> None:
+        name = f"{self._prefix}without_id"
+        with ExitStack() as stack:
+            stub = stack.enter_context(stub_of(target))
+            while not self._stop.is_set():
+                delta = random.randint(1, 1000)
+                request = counters_pb2.IncrementRequest(counter=name, delta=delta)
+                try:
+                    stub.Increment(request, timeout=CALL_TIMEOUT)
+                except grpc.RpcError as error:
+                    self._failed_without_id(error, name, delta)
+                    stack.close()
+                    stub = stack.enter_context(stub_of(target))
+                    self._stop.wait(_PAUSE)
+                else:
+                    self._counted({name: delta})
+
+    def _failed_without_id(self, error: Any, name: str, delta: int) -> None:
+        """UNAVAILABLE from the service itself promises that nothing was counted."""
+        self.ledger.retried()
+        reason = reason_of(error)
+        if error.code() == grpc.StatusCode.UNAVAILABLE and reason:
+            return
+        self.ledger.unknown(name, delta)
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            self.ledger.problem(f"{error.code()} {error.details()}")
+
+    def _until_acknowledged(self, target: str, call: Callable[[Any], Any]) -> Any:
+        while True:
+            try:
+                with stub_of(target) as stub:
+                    return call(stub)
+            except grpc.RpcError as error:
+                self._retry(error)
+
+    def _retry(self, error: Any) -> None:
+        if error.code() not in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.CANCELLED,
+        ):
+            raise error
+        if time.monotonic() > self._give_up:
+            raise TimeoutError(f"never acknowledged: {error}")
+        self.ledger.retried()
+        self._stop.wait(_PAUSE) or threading.Event().wait(_PAUSE)
+
+    def _stream(self, target: str) -> None:
+        producer = Producer(f"{self._prefix}stream")
+        while not self._stop.is_set() or producer.unacknowledged:
+            try:
+                with stub_of(target) as stub:
+                    producer.run(stub, self._stop, self._acknowledged)
+            except grpc.RpcError as error:
+                self._retry(error)
+
+    def _acknowledged(self, batches: list[dict[str, int]], failures: list[Any]) -> None:
+        for failure in failures:
+            self.ledger.problem(f"stream item failed: {failure}")
+        for deltas in batches:
+            self._counted(deltas)
+
+    def _counted(self, deltas: dict[str, int]) -> None:
+        for name, delta in deltas.items():
+            self.ledger.counted(name, delta)
+        self.acknowledged += 1
+
+
+class Producer:
+    """A producer of batches: sends, remembers what is not acknowledged, and sends that again."""
+
+    def __init__(self, prefix: str, size: int = 20) -> None:
+        self.id = str(uuid.uuid4())
+        self.unacknowledged: dict[int, dict[str, int]] = {}
+        self._prefix = prefix
+        self._size = size
+        self._sequence = 0
+        self._changed = threading.Condition()  # guards all of these
+
+    def new_batch(self) -> int:
+        """Makes the next batch; its sequence."""
+        with self._changed:
+            self._sequence += 1
+            self.unacknowledged[self._sequence] = {
+                f"{self._prefix}{random.randint(0, 99)}": random.randint(1, 1000)
+                for _ in range(self._size)
+            }
+            return self._sequence
+
+    def message(self, sequence: int) -> counters_pb2.StreamIncrementsRequest:
+        """The message of a batch; the same each time."""
+        deltas = self.unacknowledged[sequence]
+        return counters_pb2.StreamIncrementsRequest(
+            producer_id=self.id, sequence=sequence, counters=list(deltas), deltas=deltas.values()
+        )
+
+    def run(
+        self,
+        stub: Any,
+        stop: threading.Event,
+        on_acknowledged: Callable[[list[dict[str, int]], list[Any]], None],
+    ) -> None:
+        """One stream: what is unacknowledged, then new batches until `stop`, then all acks.
+
+        Raises:
+            grpc.RpcError: the stream broke.
+        """
+        over = threading.Event()
+
+        def batches() -> Iterator[counters_pb2.StreamIncrementsRequest]:
+            for sequence in sorted(self.unacknowledged):
+                if sequence in self.unacknowledged:
+                    yield self.message(sequence)
+            while not stop.is_set() and not over.is_set():
+                with self._changed:
+                    if len(self.unacknowledged) >= _WINDOW:
+                        self._changed.wait(_TICK)
+                        continue
+                yield self.message(self.new_batch())
+
+        try:
+            for answer in stub.StreamIncrements(batches(), timeout=PATIENCE):
+                on_acknowledged(self.acknowledge(answer.acknowledged_sequence), answer.failures)
+        finally:
+            over.set()
+
+    def acknowledge(self, sequence: int) -> list[dict[str, int]]:
+        """Forgets what is acknowledged, and gives it."""
+        with self._changed:
+            done = [s for s in self.unacknowledged if s <= sequence]
+            batches = [self.unacknowledged.pop(s) for s in done]
+            self._changed.notify_all()
+            return batches

@@ -1,0 +1,257 @@
+"""A TCP proxy between the service and Redis that loses, delays and cuts up what passes.
+
+What it does is set by the test while it runs, and read anew for each chunk of bytes.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+MAX_CONNECTIONS: Final = 64
+_CHUNK: Final = 1 << 16
+_TICK: Final = 0.1
+_SOCKET_TIMEOUT: Final = 30.0
+#: Only requests that hold this are cut or held: calls of scripts that write.
+_WRITES: Final = b"EVALSHA"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What the proxy does to connections; all of it off by default.
+
+    Attributes:
+        lose_reply_every: of so many requests one is run by Redis, and its connection ends before
+            the reply comes back.
+        lose_request_every: of so many requests one ends its connection before Redis gets it.
+        hold_every: of so many requests one ends the service's connection and is kept, to reach
+            Redis only when `deliver_held` is called.
+        piece: bytes that are sent at once, both ways; 0 for no limit.
+        delay: seconds that every chunk waits, both ways.
+        black_hole: connections are accepted, and nothing ever comes out of them.
+    """
+
+    lose_reply_every: int = 0
+    lose_request_every: int = 0
+    hold_every: int = 0
+    piece: int = 0
+    delay: float = 0.0
+    black_hole: bool = False
+
+
+class Proxy:
+    """Listens on a port of its own and passes on to `target`, a port of 127.0.0.1.
+
+    Attributes:
+        faults: what to do; set it at any time.
+        lost_replies, lost_requests, held: how often it was done.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.faults = Faults()
+        self.lost_replies = 0
+        self.lost_requests = 0
+        self.held = 0
+        self._target = target
+        self._requests = 0
+        self._lock = threading.Lock()  # guards all of these
+        self._connections: set[_Connection] = set()
+        self._waiting: list[tuple[socket.socket, bytes]] = []
+        self._closing = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(_TICK)
+        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """What the service is told to use as its Redis."""
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def cut(self) -> None:
+        """End every connection that there is now."""
+        for connection in self._all():
+            connection.end()
+
+    def deliver_held(self) -> int:
+        """Let Redis run the requests that were held, each on its old connection; how many."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for upstream, data in waiting:
+            with suppress(OSError):
+                upstream.sendall(data)
+                upstream.recv(_CHUNK)
+            upstream.close()
+        return len(waiting)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._listener.close()
+        for connection in self._all():
+            connection.end()
+            connection.join()
+        with self._lock:
+            for upstream, _ in self._waiting:
+                upstream.close()
+
+    def _all(self) -> "list[_Connection]":
+        with self._lock:
+            return list(self._connections)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            try:
+                upstream = socket.create_connection(("127.0.0.1", self._target), 2.0)
+            except OSError:
+                client.close()  # as the service would see it without a proxy
+                continue
+            with self._lock:
+                if len(self._connections) >= MAX_CONNECTIONS:
+                    client.close()
+                    upstream.close()
+                    continue
+                connection = _Connection(self, client, upstream)
+                self._connections.add(connection)
+            connection.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not past the end of the proxy."""
+        if seconds:
+            self._closing.wait(seconds)
+
+    def verdict(self, data: bytes) -> str:
+        """What becomes of a request: "pass", "lose reply", "lose request" or "hold"."""
+        faults = self.faults
+        if _WRITES not in data:
+            return "pass"
+        with self._lock:
+            self._requests += 1
+            if faults.lose_reply_every and self._requests % faults.lose_reply_every == 0:
+                return "lose reply"
+            if faults.lose_request_every and self._requests % faults.lose_request_every == 0:
+                self.lost_requests += 1
+                return "lose request"
+            if faults.hold_every and self._requests % faults.hold_every == 0:
+                self.held += 1
+                return "hold"
+        return "pass"
+
+    def hold(self, upstream: socket.socket, data: bytes) -> None:
+        """Keep a request and the connection that it goes to."""
+        with self._lock:
+            self._waiting.append((upstream, data))
+
+    def reply_lost(self) -> None:
+        """Count a reply that did not come back."""
+        with self._lock:
+            self.lost_replies += 1
+
+    def forget(self, connection: "_Connection") -> None:
+        """The connection is over."""
+        with self._lock:
+            self._connections.discard(connection)
+
+
+class _Connection:
+    """One connection of the service: a thread each way; the first to end ends the other."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, upstream: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._upstream = upstream
+        self._swallow = False
+        self._held = False
+        for sock in (client, upstream):
+            sock.settimeout(_SOCKET_TIMEOUT)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._threads = [
+            threading.Thread(target=self._run, args=(pump,), name="proxy-pump", daemon=True)
+            for pump in (self._requests, self._replies)
+        ]
+        self._left = len(self._threads)
+        self._lock = threading.Lock()  # guards _left
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def end(self) -> None:
+        """Ends both sides; the threads notice."""
+        for sock in (self._client,) if self._held else (self._client, self._upstream):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, pump: Callable[[], None]) -> None:
+        with suppress(OSError):
+            pump()
+        self.end()
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        self._client.close()
+        if not self._held:
+            self._upstream.close()
+        self._proxy.forget(self)
+
+    def _requests(self) -> None:
+        proxy = self._proxy
+        while data := self._client.recv(_CHUNK):
+            if proxy.faults.black_hole:
+                continue
+            verdict = proxy.verdict(data)
+            if verdict == "lose request":
+                return
+            if verdict == "hold":
+                self._held = True
+                self._upstream.settimeout(2.0)
+                proxy.hold(self._upstream, data)
+                return
+            if verdict == "lose reply":
+                self._swallow = True
+            self._pass(data, self._upstream)
+
+    def _replies(self) -> None:
+        proxy = self._proxy
+        while data := self._receive_reply():
+            if self._swallow:
+                proxy.reply_lost()
+                return
+            if not proxy.faults.black_hole:
+                self._pass(data, self._client)
+
+    def _receive_reply(self) -> bytes:
+        """The next bytes from Redis; empty when either side is over."""
+        while not self._held and self._threads[0].is_alive():
+            readable, _, _ = select.select([self._upstream], [], [], _TICK)
+            if readable and not self._held:
+                return self._upstream.recv(_CHUNK)
+        return b""
+
+    def _pass(self, data: bytes, to: socket.socket) -> None:
+        faults = self._proxy.faults
+        self._proxy.wait(faults.delay)
+        size = faults.piece or len(data)
+        for start in range(0, len(data), size):
+            to.sendall(data[start : start + size])
