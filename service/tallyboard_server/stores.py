@@ -20,7 +20,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError, WatchError
 from redis.retry import Retry
 
-from tallyboard_server.durability import WAITAOF, choose_durability
 from tallyboard_server.postgres.locks import OPENING, lock_for_session
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import (
@@ -33,6 +32,7 @@ from tallyboard_server.postgres.partitions import (
     record_store,
 )
 from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.redis.durability import WAITAOF, choose_durability
 from tallyboard_server.redis.keys import (
     PARTITION_META,
     dirty_key,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tallyboard_server.durability import choose_durability
+from tallyboard_server.redis.durability import choose_durability
 from tallyboard_server.startup import StartupError
 from tallyboard_server.stores import control_client
 from tests.postgres.support import RedisOfVersion

@@ -1,8 +1,22 @@
-"""Durability levels: which command a flush of writes ends with, and what its reply must say."""
+"""Durability levels: whether the Redis at hand can keep what one promises, and by which command.
 
+`choose_durability` is asked once, at the start; `durability` makes what the links follow.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from tallyboard_server.startup import StartupError
+
+APPLIED: Final = "applied"
+ALWAYS: Final = "always"
+WAITAOF: Final = "waitaof"
+WAIT: Final = "wait:"
 
 
 @dataclass(frozen=True)
@@ -22,15 +36,14 @@ def durability(mode: str, timeout: float) -> Durability:
     """The durability for a mode found at start.
 
     Args:
-        mode: "applied" or "always" (Redis replies after its fsync): no further command;
-            "waitaof": WAITAOF on the local append-only file; "wait:N": WAIT for N replicas.
+        mode: what `choose_durability` said.
         timeout: seconds that Redis may wait.
     """
     milliseconds = max(1, int(timeout * 500))
-    if mode == "waitaof":
+    if mode == WAITAOF:
         return Durability(("WAITAOF", 1, 0, milliseconds), _first_at_least(1))
-    if mode.startswith("wait:"):
-        replicas = int(mode.removeprefix("wait:"))
+    if mode.startswith(WAIT):
+        replicas = int(mode.removeprefix(WAIT))
         return Durability(("WAIT", replicas, milliseconds), lambda reply: _is_at(reply, replicas))
     return Durability(None, lambda reply: True)
 
@@ -41,3 +54,82 @@ def _is_at(reply: Any, least: int) -> bool:
 
 def _first_at_least(least: int) -> Callable[[Any], bool]:
     return lambda reply: isinstance(reply, list) and bool(reply) and _is_at(reply[0], least)
+
+
+def choose_durability(redis: Redis, durability: str) -> str:
+    """How a write is known to be durable.
+
+    Args:
+        redis: a connected client.
+        durability: `applied`, `fsynced` or `replicated:N`.
+
+    Returns:
+        `applied`: the answer of a write is enough. `always`: as well, for Redis writes its file
+        before it answers. `waitaof`: WAITAOF 1 0 has to follow. `wait:N`: WAIT N has to follow.
+
+    Raises:
+        StartupError: this Redis can't do it as it is set up, or may evict counters.
+        redis.RedisError: Redis is away.
+    """
+    info = _section(redis, "server") | _section(redis, "memory") | _section(redis, "persistence")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise StartupError(
+            f"Redis has maxmemory-policy {policy}, by which it may throw counters away; set it to "
+            "noeviction."
+        )
+    if durability == "applied":
+        return APPLIED
+    if durability.startswith("replicated:"):
+        return WAIT + durability.removeprefix("replicated:")
+    return _fsync_mode(redis, info)
+
+
+def _fsync_mode(redis: Redis, info: dict[str, str]) -> str:
+    fsync = _appendfsync(redis)
+    if info.get("aof_enabled") != "1":
+        raise StartupError(
+            "The durability fsynced needs Redis to keep an append-only file; set appendonly yes "
+            "and appendfsync always, or choose the durability applied."
+        )
+    if fsync == "always":
+        return ALWAYS
+    if fsync == "no":
+        raise StartupError(
+            "The durability fsynced needs Redis to sync its append-only file, and appendfsync is "
+            "no; set it to always, or choose the durability applied."
+        )
+    version = info.get("redis_version", "0")
+    if _version(version) >= (7, 2):
+        return WAITAOF
+    setting = f"appendfsync is {fsync}" if fsync else "CONFIG GET appendfsync is not allowed"
+    raise StartupError(
+        f"The durability fsynced can't be had from Redis {version} while {setting}; set "
+        "appendfsync always, use Redis 7.2 or newer, or choose the durability applied."
+    )
+
+
+def _appendfsync(redis: Redis) -> str | None:
+    """What appendfsync is; None where CONFIG is not allowed, as in many hosted services."""
+    try:
+        answer: Any = redis.execute_command("CONFIG", "GET", "appendfsync")
+    except ResponseError:
+        return None
+    pairs = answer.items() if isinstance(answer, dict) else [answer] if answer else []
+    return next((_text(value) for _, value in pairs), None)
+
+
+def _section(redis: Redis, name: str) -> dict[str, str]:
+    answer: Any = redis.execute_command("INFO", name)
+    if isinstance(answer, dict):
+        return {str(key): str(value) for key, value in answer.items()}
+    lines = (line.partition(":") for line in _text(answer).splitlines())
+    return {key: value for key, colon, value in lines if colon}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text)[:2])
