@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tallyboard import TallyboardError, open_channel
 from tests.demo.compare import Comparison, compare, table_of
-from tests.demo.events import flights, rows
+from tests.demo.events import flights, read_lines
 from tests.demo.expected import compute
 from tests.demo.replay import Replayed, replay
 from tests.service import RunningService
@@ -30,7 +30,7 @@ def main(target: str | None, streams: int, limit: int | None, kill: bool) -> Non
     """Replay a year of flights as increments, then check every counter in both stores."""
     if target and kill:
         raise click.UsageError("--kill is for a service that the demo starts itself.")
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         service = None
         if target is None:
@@ -61,8 +61,10 @@ def run(
         victim: a service whose first worker is killed at half way.
     """
     started = time.monotonic()
-    expected = compute(rows(limit))
-    events = list(flights(rows(limit)))
+    lines = list(read_lines(limit))
+    expected = compute(lines)
+    events = list(flights(lines))
+    del lines
     total = sum(expected.updates.values())
     console.print(
         f"{len(events):,} flights give {total:,} updates of {len(expected.values):,} "

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import grpc
+from rich import box
 from rich.table import Table
 
 from tallyboard.v1 import (
@@ -61,9 +62,9 @@ def compare(channel: grpc.Channel, tenant: str, expected: Expected) -> Compariso
 
 def table_of(comparison: Comparison) -> Table:
     """The groups and their total, to be printed."""
-    table = Table("counters of", title="Every counter, three times")
-    for heading in ("counters", "updates", "expected", "in Redis", "in Postgres", "differ"):
-        table.add_column(heading, justify="right")
+    table = Table("counters of", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("counters", "updates", "expected", "Redis", "Postgres", "differ"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for group in comparison.groups:
         table.add_row(group.name, *(f"{number:,}" for number in group[1:]))
     table.add_section()
@@ -102,7 +103,7 @@ def _group_of(counter: str) -> str:
 def _in_redis(channel: grpc.Channel, tenant: str, names: Iterable[str]) -> dict[str, int]:
     read = counters_pb2_grpc.CounterServiceStub(channel).BatchGetCounters
     ordered = list(names)
-    found = {}
+    found: dict[str, int] = {}
     for start in range(0, len(ordered), _PAGE):
         request = counters_pb2.BatchGetCountersRequest(
             counters=ordered[start : start + _PAGE],

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tests.demo.events import UNKNOWN
+from tests.demo.events import UNKNOWN, Line
 
 
 class Expected(NamedTuple):
@@ -14,25 +14,24 @@ class Expected(NamedTuple):
     updates: dict[str, int]
 
 
-def compute(lines: Iterable[dict[str, str]]) -> Expected:
+def compute(lines: Iterable[Line]) -> Expected:
     """Add the lines up, column by column."""
     values: Counter[str] = Counter()
     updates: Counter[str] = Counter()
     for line in lines:
-        day = "-".join((line["year"], line["month"].zfill(2), line["day"].zfill(2)))
         keys = {
-            "carrier": line["carrier"],
-            "airport": line["origin"],
-            "aircraft": line["tailnum"],
-            "route": line["origin"] + "-" + line["dest"],
-            "day": day,
+            "carrier": line.carrier,
+            "airport": line.origin,
+            "aircraft": line.tailnum,
+            "route": line.origin + "-" + line.dest,
+            "day": "-".join((line.year, line.month.zfill(2), line.day.zfill(2))),
         }
-        departed = line["dep_time"] not in UNKNOWN
-        minutes = int(line["dep_delay"]) if departed else 0
+        departed = line.dep_time not in UNKNOWN
+        minutes = int(line.dep_delay) if departed else 0
         for group, key in keys.items():
             if key in UNKNOWN:
                 continue
-            flown = ("departures:" if departed else "cancellations:") + group + ":" + key
+            flown = ("departures:" if departed else "cancelled:") + group + ":" + key
             values[flown] += 1
             updates[flown] += 1
             if minutes != 0:
