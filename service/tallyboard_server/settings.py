@@ -201,7 +201,7 @@ class Settings:
         _whole(1, 1_000_000),
     )
     max_pending_operations: int = _setting(
-        200_000,
+        500_000,
         "Operations that wait for one link to Redis before callers are refused, "
         "10,000 to 10,000,000.",
         _whole(10_000, 10_000_000),

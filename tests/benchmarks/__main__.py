@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 
 from tests.benchmarks.cases import Case, all_cases
-from tests.benchmarks.model import CheckFailed, Result, Sample, Unusable
+from tests.benchmarks.model import CheckFailed, Unusable
 from tests.benchmarks.plot import write_png
 from tests.benchmarks.processes import sync_us, tool
 from tests.benchmarks.report import Run, print_table, write_json, write_markdown
+from tests.benchmarks.rounds import Rounds
 from tests.benchmarks.servers import Servers
 from tests.benchmarks.sweep import Swept, sweep
 
-_WARM_SECONDS = 0.5
+_BUDGET, _QUICK_BUDGET = 520.0, 65.0
 _SETTING_SECONDS = 0.8
 
 
@@ -60,6 +60,7 @@ def main(
     if list_only:
         click.echo("\n".join(case.name for case in cases))
         return
+    budget = None if rounds or seconds else _QUICK_BUDGET if quick else _BUDGET
     rounds, seconds = rounds or (1 if quick else 3), seconds or (0.8 if quick else 2.5)
     # A table in a file or a pipe needs no line breaks.
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -68,7 +69,15 @@ def main(
             tool(name)
         with Servers(data) as servers:
             syncs = [sync_us(servers.data)]
-            measured = _measure(cases, servers, rounds, seconds, console)
+            with console.status("") as status:
+                measured = Rounds(
+                    cases,
+                    servers,
+                    rounds=rounds,
+                    seconds=seconds,
+                    budget=budget,
+                    tell=status.update,
+                ).run()
             syncs.append(sync_us(servers.data))
         swept = [] if quick or only else _swept(console)
     except CheckFailed as error:
@@ -87,46 +96,6 @@ def _chosen(cases: list[Case], only: Sequence[str]) -> list[Case]:
     if not wanted:
         raise click.BadParameter("no case has such a name; see --list", param_hint="--only")
     return [case for case in cases if case.name in wanted]
-
-
-def _measure(
-    cases: list[Case], servers: Servers, rounds: int, seconds: float, console: Console
-) -> list[Result]:
-    """All rounds, interleaved, after a short one that warms the servers and is not kept."""
-    results = [
-        Result(c.name, c.title, c.conditions, c.unit, c.target) for c in cases
-    ]  # fmt: skip
-    rates = {case.name: case.first_rate for case in cases}
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("starting servers", total=len(cases) * (rounds + 1))
-        settings = {case.setting for case in cases if case.needs_service and case.setting}
-        servers.start_services(sorted(settings))
-        for number in range(rounds + 1):
-            for case, result in zip(cases, results, strict=True):
-                name = f"round {number} of {rounds}" if number else "warming up"
-                progress.update(task, description=f"{name}: {case.name}")
-                duration = seconds if number else min(_WARM_SECONDS, seconds)
-                sample = _checked(case, servers, int(rates[case.name] * duration))
-                rates[case.name] = sample.rate
-                if number:
-                    result.samples.append(sample)
-                    latency = case.latency(servers, sample.rate / 2, seconds / 2)
-                    if latency is not None:
-                        result.latencies.append(latency)
-                progress.advance(task)
-    by_name = {result.name: result for result in results}
-    for case, result in zip(cases, results, strict=True):
-        if case.baseline is not None:
-            result.baseline = by_name[case.baseline].rates
-    return results
-
-
-def _checked(case: Case, servers: Servers, operations: int) -> Sample:
-    try:
-        return case.run(servers, operations)
-    except CheckFailed as error:
-        said = servers.service(case.setting).complaints() if case.needs_service else []
-        raise CheckFailed("\n".join([f"{case.name}: {error}", *said])) from error
 
 
 def _swept(console: Console) -> list[Swept]:

@@ -138,13 +138,17 @@ class Daemon:
         """Its process id."""
         return self._process.pid
 
+    def terminate(self) -> None:
+        """Asks it to stop."""
+        self._process.terminate()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.terminate()
+        self.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:

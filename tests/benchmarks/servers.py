@@ -154,6 +154,10 @@ class Service:
     ) -> None:
         self._own.close()
 
+    def terminate(self) -> None:
+        """Asks it to stop; `__exit__` waits until it has."""
+        self._daemon.terminate()
+
     def cpu(self) -> Cpu:
         """CPU used so far by the workers and by Redis; the keeper and Postgres are not in it."""
         return Cpu(cpu_of(self._workers), cpu_of(self._redis))
@@ -232,6 +236,8 @@ class Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for service in self._services.values():
+            service.terminate()
         self._own.close()
 
     def start_services(self, settings: list[Setting]) -> None:

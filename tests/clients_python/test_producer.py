@@ -264,6 +264,25 @@ def test_same_batch_of_a_producer_counts_once(
     assert count("post:42") == 5
 
 
+def test_successor_goes_on_where_a_producer_was_lost(
+    channel: grpc.Channel, tenant: str, count: Reader
+) -> None:
+    with IncrementProducer(channel, tenant, "ann") as producer:
+        for delta in (1, 10):
+            producer.send_batch(["post:42"], [delta])
+    with IncrementProducer(channel, tenant, "ann", first_sequence=2) as producer:
+        for delta in (10, 100):
+            producer.send_batch(["post:42"], [delta])
+    assert count("post:42") == 111
+
+
+def test_acknowledged_sequence_is_that_of_the_last_batch(producer: IncrementProducer) -> None:
+    producer.send_batch(["post:42"], [1])
+    last = producer.send_batch(["post:42"], [1])
+    producer.flush()
+    assert producer.acknowledged_sequence == last
+
+
 class _Load:
     """A thread that adds until it is told to stop, and knows what it has added."""
 

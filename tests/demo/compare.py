@@ -62,7 +62,8 @@ def compare(channel: grpc.Channel, tenant: str, expected: Expected) -> Compariso
 
 def table_of(comparison: Comparison) -> Table:
     """The groups and their total, to be printed."""
-    table = Table("counters of", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("counters of", no_wrap=True)
     for heading in ("counters", "updates", "expected", "Redis", "Postgres", "differ"):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in comparison.groups:

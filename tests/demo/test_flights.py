@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from click.testing import CliRunner, Result
 from rich.console import Console
 
 from tallyboard import IncrementProducer, open_channel
-from tests.demo.command import run
+from tests.demo.command import main, run
 from tests.demo.compare import Difference, compare
-from tests.demo.events import Flight, add_updates, flights, read_lines
+from tests.demo.events import Flight, Line, add_updates, flights, read_lines
 from tests.demo.expected import Expected, compute
 from tests.demo.replay import Replayed, replay
 from tests.service import RunningService
@@ -116,12 +117,35 @@ def test_run_prints_ok_also_when_a_worker_is_killed(service: RunningService) -> 
     assert "OK: every counter is right" in output.getvalue()
 
 
-def test_wrong_counter_fails_the_run(
-    service: RunningService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compute_wrongly(lines: list[object]) -> Expected:
-        right = compute(read_lines(_FLIGHTS))
-        return Expected({**right.values, _COUNTER: right.values[_COUNTER] + 1}, right.updates)
+@pytest.fixture
+def wrong_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the demo expect one departure too many."""
+
+    def compute_wrongly(lines: list[Line]) -> Expected:
+        right = compute(lines)
+        return right._replace(values={**right.values, _COUNTER: right.values[_COUNTER] + 1})
 
     monkeypatch.setattr("tests.demo.command.compute", compute_wrongly)
-    assert not run(Console(file=io.StringIO()), service.target, 2, _FLIGHTS)
+
+
+def _demo(service: RunningService) -> Result:
+    return CliRunner().invoke(main, ["--target", service.target, "--limit", "500"])
+
+
+def test_right_counters_have_exit_status_0(service: RunningService) -> None:
+    assert _demo(service).exit_code == 0
+
+
+@pytest.mark.usefixtures("wrong_by_one")
+def test_wrong_counter_has_exit_status_1(service: RunningService) -> None:
+    assert _demo(service).exit_code == 1
+
+
+@pytest.mark.usefixtures("wrong_by_one")
+def test_wrong_counter_is_named(service: RunningService) -> None:
+    assert f"{_COUNTER}: expected" in _demo(service).output
+
+
+def test_kill_needs_a_service_of_its_own(service: RunningService) -> None:
+    result = CliRunner().invoke(main, ["--target", service.target, "--kill"])
+    assert "--kill is for a service that the demo starts itself" in result.output

@@ -44,7 +44,7 @@ class Calls:
 
     Args:
         target: the service.
-        deadlines: seconds that each call may take, one a call.
+        deadlines: when each call is to be over, as `time.monotonic()` has it, one a call.
         make: the request of the i-th call.
     """
 
@@ -59,9 +59,9 @@ class Calls:
         self._channels = [grpc.insecure_channel(target, _OPTIONS) for _ in range(_CHANNELS)]
         stubs = [counters_pb2_grpc.CounterServiceStub(channel) for channel in self._channels]
         self._count = len(deadlines)
-        for i, seconds in enumerate(deadlines):
-            request, due = make(i), time.monotonic() + seconds
-            call = stubs[i % _CHANNELS].Increment.future(request, timeout=seconds)
+        for i, due in enumerate(deadlines):
+            left = due - time.monotonic()
+            call = stubs[i % _CHANNELS].Increment.future(make(i), timeout=left)
             call.add_done_callback(lambda call, due=due: self._note(call, due))
 
     def _note(self, call: Any, due: float) -> None:

@@ -25,6 +25,7 @@ class Batches:
     Args:
         producer_id: goes into every batch.
         window: how many batches may be unacknowledged.
+        first_sequence: the number of the first batch.
 
     Attributes:
         taken: updates taken so far.
@@ -33,7 +34,7 @@ class Batches:
         sequence: the number of the newest batch.
     """
 
-    def __init__(self, producer_id: str, window: int) -> None:
+    def __init__(self, producer_id: str, window: int, first_sequence: int = 1) -> None:
         self._producer_id = producer_id
         self._window = window
         self._counters: list[str] = []
@@ -42,7 +43,7 @@ class Batches:
         self.taken = 0
         self.counted = 0
         self.failed = 0
-        self.sequence = 0
+        self.sequence = first_sequence - 1
 
     @property
     def collected(self) -> int:

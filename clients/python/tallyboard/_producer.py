@@ -76,8 +76,11 @@ class IncrementProducer:
     Args:
         channel: see `tallyboard.open_channel`. The producer does not close it.
         tenant: whose counters they are; None leaves it to the credentials.
-        producer_id: a name that no other producer uses at the same time; a UUID if left out. A
-            producer starts at sequence 1, so an id must not be used again for other updates.
+        producer_id: a name that no other producer uses at the same time; a UUID if left out. An
+            id that was used before needs a `first_sequence`.
+        first_sequence: the number of the first batch, 1 or more. To go on for a producer that was
+            lost with its process: that of its oldest batch without an acknowledgement, followed by
+            the same batches through `send_batch`.
         batch_size: updates in a batch at most, 1 to 10,000.
         window: batches that may be unacknowledged, 1 to 256; with `batch_size` it bounds memory.
         linger: seconds that collected updates wait at most for others to share a batch with.
@@ -96,6 +99,7 @@ class IncrementProducer:
         tenant: str | None = None,
         producer_id: str | None = None,
         *,
+        first_sequence: int = 1,
         batch_size: int = MAX_UPDATES,
         window: int = 64,
         linger: float = 0.02,
@@ -108,6 +112,8 @@ class IncrementProducer:
             raise ValueError(f"batch_size must be from 1 to {MAX_UPDATES:,}, not {batch_size}")
         if not 1 <= window <= MAX_WINDOW:
             raise ValueError(f"window must be from 1 to {MAX_WINDOW}, not {window}")
+        if first_sequence < 1:
+            raise ValueError(f"first_sequence must be 1 or more, not {first_sequence}")
         self.producer_id = str(uuid.uuid4()) if producer_id is None else producer_id
         self._open = counters_pb2_grpc.CounterServiceStub(channel).StreamIncrements
         self._metadata = () if tenant is None else ((_TENANT_KEY, tenant),)
@@ -120,7 +126,7 @@ class IncrementProducer:
         self._backoff = Backoff()
         # Guards everything below, and is notified of every change that somebody may wait for.
         self._changed = threading.Condition()
-        self._batches = Batches(self.producer_id, window)
+        self._batches = Batches(self.producer_id, window, first_sequence)
         self._failures: deque[IncrementFailure] = deque(maxlen=KEPT_FAILURES)
         self._collected_since = 0.0
         self._progress_at = 0.0
@@ -136,6 +142,12 @@ class IncrementProducer:
         """How many updates are acknowledged: they counted, and durably so."""
         with self._changed:
             return self._batches.counted
+
+    @property
+    def acknowledged_sequence(self) -> int:
+        """Every batch with this sequence or a smaller one is acknowledged."""
+        with self._changed:
+            return self._batches.acknowledged_through
 
     @property
     def pending(self) -> int:

@@ -27,7 +27,7 @@ from tallyboard_server.redis.operations import Token, Write
 
 WINDOW = 256
 _MAX_AHEAD = 64
-_MAX_AHEAD_DELTAS = 200_000
+_MAX_AHEAD_DELTAS = 400_000
 _TICK = 0.25
 _FULL = 0.01
 

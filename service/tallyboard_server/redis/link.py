@@ -25,10 +25,13 @@ from tallyboard_server.redis.operations import Operation, Part
 
 _log = structlog.get_logger(__name__)
 
-MAX_FLUSH_OPERATIONS = 131_072
+MAX_FLUSH_OPERATIONS = 262_144
 _RECONNECT_FIRST = 0.05
 _RECONNECT_MOST = 1.0
 _IDLE = 0.5
+# With this much waiting, the next flush is planned while Redis works on this one. With less it is
+# better to let more arrive: one larger flush costs less than two.
+_PLAN_AHEAD = 16_384
 
 
 class Link:
@@ -68,6 +71,7 @@ class Link:
         self._waiting = 0  # about: read and written without a lock, bounds memory
         self._again: list[Operation] = []
         self._sequences = LinkSequences(uuid.uuid4().hex[:16])
+        self._ahead: Flush | None = None
         self._connection: Connection | None = None
         self._down: str | None = None
         self._not_ready_since: float | None = None
@@ -110,30 +114,29 @@ class Link:
 
     def _run(self) -> None:
         delay = _RECONNECT_FIRST
-        while not (self._closing.is_set() and self._queue.empty() and not self._again):
+        while not (self._closing.is_set() and self._is_idle()):
             if self._down is not None:
                 delay = self._try_to_close_breaker(delay)
                 continue
-            operations = self._collect()
-            if not operations:
-                continue
-            try:
-                self._flush(operations)
-            except Exception as error:  # the thread must live: whatever waits hangs without it
-                _log.exception("link failed", link=self._thread.name)
-                self._open_breaker(f"internal error: {type(error).__name__}", operations)
+            flush, self._ahead = self._ahead or self._plan(self._collect(_IDLE)), None
+            if flush is not None:
+                self._complete(flush)
         if self._connection is not None:
             self._connection.close()
 
-    def _collect(self) -> list[Operation]:
+    def _is_idle(self) -> bool:
+        return self._queue.empty() and not self._again and self._ahead is None
+
+    def _collect(self, patience: float) -> list[Operation]:
+        """What waits, or what comes within `patience` seconds."""
         operations, self._again = self._again, []
-        queue = self._queue
+        queue, size = self._queue, 0
         try:
-            if not operations:
-                first = queue.get(timeout=_IDLE)
+            if not operations and patience:
+                first = queue.get(timeout=patience)
                 if first is not None:
                     operations.append(first)
-            size = len(operations)
+                    size += len(first.operations) if type(first) is Part else 1
             while size < MAX_FLUSH_OPERATIONS:
                 operation = queue.get_nowait()
                 if operation is not None:
@@ -141,30 +144,39 @@ class Link:
                     size += len(operation.operations) if type(operation) is Part else 1
         except Empty:
             pass
-        if queue.empty():
-            self._waiting = 0
-        else:
-            self._waiting = queue.qsize()
+        self._waiting = 0 if queue.empty() else max(0, self._waiting - size)
         return operations
 
-    def _flush(self, operations: list[Operation]) -> None:
-        flush = Flush(
-            operations,
-            self._fences,
-            self._sequences,
-            self._durability.command,
-            self._durability.reached,
-        )
-        self._again += flush.deferred
-        if not flush.count:
-            return
+    def _plan(self, operations: list[Operation]) -> Flush | None:
+        """A flush of the operations; None when nothing is to be sent."""
+        if not operations:
+            return None
         try:
-            replies = self._exchange(flush)
+            flush = Flush(
+                operations,
+                self._fences,
+                self._sequences,
+                self._durability.command,
+                self._durability.reached,
+            )
+        except Exception as error:  # the thread must live: whatever waits hangs without it
+            self._failed(error, operations)
+            return None
+        self._again += flush.deferred
+        return flush if flush.count else None
+
+    def _complete(self, flush: Flush) -> None:
+        """Sends a flush, waits for its replies and gives every operation its outcome."""
+        try:
+            self._follow(flush.settle(self._exchange(flush)))
         except (ConnectionLost, NoAnswer) as error:
             self._open_breaker(str(error), flush.operations)
-            return
-        outcome = flush.settle(replies)
-        self._follow(outcome)
+        except Exception as error:  # the thread must live
+            self._failed(error, flush.operations)
+
+    def _failed(self, error: Exception, operations: list[Operation]) -> None:
+        _log.exception("link failed", link=self._thread.name)
+        self._open_breaker(f"internal error: {type(error).__name__}", operations)
 
     def _follow(self, outcome: Outcome) -> None:
         for part, refused in outcome.refused:
@@ -204,6 +216,8 @@ class Link:
                 if self._connection is None:
                     self._connection = self._connect()
                 self._connection.send(flush.data)
+                if self._ahead is None and self._waiting > _PLAN_AHEAD:
+                    self._ahead = self._plan(self._collect(0))
                 return list(self._connection.receive(flush.count))
             except (ConnectionLost, NoAnswer) as error:
                 self._disconnect()
@@ -235,6 +249,9 @@ class Link:
 
     def _fail_waiting(self, why: str) -> None:
         waiting, self._again = self._again, []
+        if self._ahead is not None:
+            waiting += self._ahead.operations
+            self._ahead = None
         while True:
             try:
                 operation = self._queue.get_nowait()
