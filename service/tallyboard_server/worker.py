@@ -83,7 +83,11 @@ class Worker:
         own.callback(self._wide.close)
         self._counters = Counters(store, self._wide, sharding, pool, settings)
         operations = Operations(redis, pool, fences, settings)
-        stack = Stack(settings.call_timeout, log_all=settings.access_log == "all")
+        stack = Stack(
+            settings.call_timeout,
+            max_streams=settings.stream_threads,
+            log_all=settings.access_log == "all",
+        )
         servicers = {
             "CounterService": CounterServicer(self._counters, stack, settings.cache_ttl),
             "OperationsService": OperationsServicer(

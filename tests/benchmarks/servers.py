@@ -174,8 +174,9 @@ class Service:
         return sum(n for ok, n in counts if ok), sum(n for ok, n in counts if not ok)
 
     def complaints(self) -> list[str]:
-        """The last lines of its log."""
-        return self._daemon.log.read_text(errors="replace").splitlines()[-3:]
+        """The last entries of its log."""
+        lines = self._daemon.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if line.startswith("{")][-3:]
 
     def check_gained(self, gained: dict[str, int]) -> None:
         """Compares counters with all that they should have gained so far.

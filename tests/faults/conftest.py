@@ -50,7 +50,5 @@ def proxy(proxy_of_module: Proxy) -> Iterator[Proxy]:
 @pytest.fixture(scope="module")
 def behind_proxy(proxy_of_module: Proxy, database: str) -> Iterator[RunningService]:
     """A service with two workers that reaches Redis through the proxy only."""
-    with RunningService(
-        workers=2, redis_url=proxy_of_module.url, postgres_url=database
-    ) as service:
+    with RunningService(workers=2, redis_url=proxy_of_module.url, postgres_url=database) as service:
         yield service

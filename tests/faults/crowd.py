@@ -1,88 +1,96 @@
-"""Ten thousand calls at once, each with a deadline of its own, and when each was answered."""
+"""Thousands of calls at once, each with a deadline of its own, from a process of their own.
 
+`python -m tests.faults.crowd TARGET COUNT WAIT SPREAD` sends COUNT calls of Increment that end
+from WAIT to WAIT + SPREAD seconds from now, and prints "sent" when all are sent. At the end it
+prints how many ended with each status as JSON.
+"""
+
+import json
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import grpc
 
 from tallyboard.v1 import counters_pb2, counters_pb2_grpc
-from tests.faults.ledger import reason_of
 
 _CHANNELS: Final = 4
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
+_GRACE: Final = 30.0
 
 
-@dataclass
 class Crowd:
-    """Calls of Increment that are all sent before the first is waited for.
+    """The process that sends the calls; a context manager that ends it."""
 
-    Attributes:
-        outcomes: how many ended with each (status, reason of the service or "").
-        latest: the most seconds that a call ended behind its deadline; negative if none did.
-        retry_hints: how many UNAVAILABLE answers came with a hint when to try again.
-    """
+    def __init__(self, target: str, count: int, wait: float, spread: float) -> None:
+        self._command = [sys.executable, "-m", "tests.faults.crowd", target]
+        self._command += [str(count), str(wait), str(spread)]
+        self._patience = wait + spread + _GRACE
 
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    latest: float = float("-inf")
-    retry_hints: int = 0
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        return self
 
-    def codes(self) -> set[str]:
-        """The statuses that there were."""
-        return {code for code, _ in self.outcomes}
-
-    def count(self, code: str) -> int:
-        """How many ended with a status."""
-        return sum(many for (found, _), many in self.outcomes.items() if found == code)
-
-
-class Calls:
-    """Sends the calls; `ended` waits for all of them.
-
-    Args:
-        target: the service.
-        deadlines: when each call is to be over, as `time.monotonic()` has it, one a call.
-        make: the request of the i-th call.
-    """
-
-    def __init__(
+    def __exit__(
         self,
-        target: str,
-        deadlines: list[float],
-        make: Callable[[int], counters_pb2.IncrementRequest],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        self._ends: list[tuple[Any, float, float]] = []
-        self._left = threading.Semaphore(0)
-        self._channels = [grpc.insecure_channel(target, _OPTIONS) for _ in range(_CHANNELS)]
-        stubs = [counters_pb2_grpc.CounterServiceStub(channel) for channel in self._channels]
-        self._count = len(deadlines)
-        for i, due in enumerate(deadlines):
-            left = due - time.monotonic()
-            call = stubs[i % _CHANNELS].Increment.future(make(i), timeout=left)
-            call.add_done_callback(lambda call, due=due: self._note(call, due))
+        self._process.kill()
+        self._process.communicate()
 
-    def _note(self, call: Any, due: float) -> None:
-        self._ends.append((call, due, time.monotonic()))
-        self._left.release()
+    def wait_until_sent(self) -> None:
+        """Wait until all calls are sent."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "sent\n"
 
-    def ended(self, timeout: float) -> Crowd:
-        """What became of them; TimeoutError when some are not over in time."""
-        until = time.monotonic() + timeout
-        for _ in range(self._count):
-            if not self._left.acquire(timeout=max(0.0, until - time.monotonic())):
-                raise TimeoutError(f"{self._count - len(self._ends)} calls are not over")
-        crowd = Crowd()
-        for call, due, at in self._ends:
-            code = call.code()
-            reason = reason_of(call) if code is not grpc.StatusCode.OK else ""
-            crowd.outcomes[code.name, reason] += 1
-            crowd.latest = max(crowd.latest, at - due)
-            if code is grpc.StatusCode.UNAVAILABLE:
-                hints = dict(call.trailing_metadata() or ())
-                crowd.retry_hints += "grpc-retry-pushback-ms" in hints
-        for channel in self._channels:
-            channel.close()
-        return crowd
+    def outcomes(self) -> Counter[str]:
+        """Wait until all calls are over; how many ended with each status.
+
+        A call is UNAVAILABLE+ when its answer says when to try again.
+        """
+        output, _ = self._process.communicate(timeout=self._patience)
+        return Counter(json.loads(output.splitlines()[-1]))
+
+
+def _send(stubs: list[Any], count: int, wait: float, spread: float) -> list[Any]:
+    start = time.monotonic()
+    calls = []
+    for i in range(count):
+        # Every other one can be sent again. The order of the deadlines is not that of the calls.
+        request = counters_pb2.IncrementRequest(
+            counter=f"crowd{i % 100}", delta=1, request_id=str(uuid.uuid4()) if i % 2 else ""
+        )
+        due = start + wait + spread * (i * 7919 % count) / count
+        left = due - time.monotonic()
+        calls.append(stubs[i % _CHANNELS].Increment.future(request, timeout=left))
+    return calls
+
+
+def _status(call: Any) -> str:
+    hints = dict(call.trailing_metadata() or ())
+    name = str(call.code().name)
+    return name + "+" * (name == "UNAVAILABLE" and "grpc-retry-pushback-ms" in hints)
+
+
+def _main(target: str, count: int, wait: float, spread: float) -> None:
+    channels = [grpc.insecure_channel(target, _OPTIONS) for _ in range(_CHANNELS)]
+    stubs = [counters_pb2_grpc.CounterServiceStub(channel) for channel in channels]
+    calls = _send(stubs, count, wait, spread)
+    print("sent", flush=True)
+    left = threading.Semaphore(0)
+    for call in calls:
+        call.add_done_callback(lambda call: left.release())
+    for _ in calls:
+        assert left.acquire(timeout=wait + spread + _GRACE)
+    print(json.dumps(Counter(_status(call) for call in calls)), flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

@@ -6,7 +6,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -14,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tallyboard.v1 import consistency_pb2, counters_pb2, counters_pb2_grpc
+from tests.waiting import wait_for
 
 CALL_TIMEOUT: Final = 5.0
 PATIENCE: Final = 40.0
@@ -23,7 +25,7 @@ _PAUSE: Final = 0.02
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
 
 
-def reason_of(error: grpc.RpcError) -> str:
+def reason_of(error: Any) -> str:
     """The service's own reason for an error; empty when the transport made it."""
     status = rpc_status.from_call(error)
     for detail in status.details if status is not None else ():
@@ -54,6 +56,16 @@ def read(target: str, counters: list[str]) -> dict[str, int]:
         except grpc.RpcError:
             if time.monotonic() > deadline:
                 raise
+
+
+def retried(target: str, method: str, request: Any) -> Any:
+    """Calls until it is answered with OK; fails the test when that takes too long."""
+
+    def attempt() -> Any:
+        with suppress(grpc.RpcError), stub_of(target) as stub:
+            return getattr(stub, method)(request, timeout=CALL_TIMEOUT)
+
+    return wait_for(attempt, f"{method} to succeed")
 
 
 class Ledger:
@@ -139,6 +151,11 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.finish()
 
+    def wait_for_more(self, count: int) -> None:
+        """Wait until so many more writes are acknowledged."""
+        seen = self.acknowledged
+        wait_for(lambda: self.acknowledged >= seen + count, f"{count} more writes", PATIENCE)
+
     def finish(self) -> None:
         """No new writes; those under way are sent until they are acknowledged."""
         self._stop.set()
@@ -161,19 +178,20 @@ class Load:
             request = counters_pb2.IncrementRequest(
                 counter=name, delta=delta, request_id=str(uuid.uuid4())
             )
-            self._until_acknowledged(target, lambda stub, r=request: stub.Increment(r, timeout=CALL_TIMEOUT))
+            self._until_acknowledged(target, partial(_call, "Increment", request))
             self._counted({name: delta})
 
     def _batch(self, target: str) -> None:
         while not self._stop.is_set():
-            deltas = {f"{self._prefix}batch{random.randint(0, 99)}": random.randint(1, 1000) for _ in range(20)}
+            deltas = {
+                f"{self._prefix}batch{random.randint(0, 99)}": random.randint(1, 1000)
+                for _ in range(20)
+            }
             request = counters_pb2.BatchIncrementRequest(
                 deltas=[counters_pb2.CounterDelta(counter=n, delta=d) for n, d in deltas.items()],
                 request_id=str(uuid.uuid4()),
             )
-            answer = self._until_acknowledged(
-                target, lambda stub, r=request: stub.BatchIncrement(r, timeout=CALL_TIMEOUT)
-            )
+            answer = self._until_acknowledged(target, partial(_call, "BatchIncrement", request))
             for failure in answer.failures:
                 self.ledger.problem(f"batch item failed: {failure}")
             self._counted(deltas)
@@ -244,6 +262,10 @@ class Load:
         for name, delta in deltas.items():
             self.ledger.counted(name, delta)
         self.acknowledged += 1
+
+
+def _call(method: str, request: Any, stub: Any) -> Any:
+    return getattr(stub, method)(request, timeout=CALL_TIMEOUT)
 
 
 class Producer:

@@ -4,13 +4,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc
 import pytest
 
 from tallyboard.v1 import counters_pb2
-from tests.faults.ledger import CALL_TIMEOUT, Ledger, Load, Producer, read, stub_of
+from tests.faults.ledger import CALL_TIMEOUT, Ledger, Load, Producer, read, retried, stub_of
 from tests.faults.proxy import Faults, Proxy
 from tests.service import RunningService
 from tests.waiting import wait_for
@@ -43,17 +44,14 @@ def test_a_bad_line_to_redis_loses_and_doubles_nothing(
     assert (load.ledger.differences(behind_proxy.target), load.ledger.problems) == ({}, [])
 
 
-def test_a_black_hole_loses_and_doubles_nothing(
-    behind_proxy: RunningService, proxy: Proxy
-) -> None:
+def test_a_black_hole_loses_and_doubles_nothing(behind_proxy: RunningService, proxy: Proxy) -> None:
     with Load(behind_proxy.target) as load:
-        wait_for(lambda: load.acknowledged > 50, "load")
+        load.wait_for_more(50)
         proxy.faults = Faults(black_hole=True)
         wait_for(lambda: load.ledger.retries > 20, "failures")
         proxy.faults = Faults()
         proxy.cut()
-        seen = load.acknowledged
-        wait_for(lambda: load.acknowledged > seen + 50, "the service to recover")
+        load.wait_for_more(50)
         load.finish()
     assert (load.ledger.differences(behind_proxy.target), load.ledger.problems) == ({}, [])
 
@@ -63,14 +61,12 @@ def test_a_repeat_after_a_lost_reply_counts_once(
 ) -> None:
     """Every single reply is lost, so the call fails; its repeat with the same id succeeds."""
     name = uuid.uuid4().hex
-    request = counters_pb2.IncrementRequest(
-        counter=name, delta=5, request_id=str(uuid.uuid4())
-    )
+    request = counters_pb2.IncrementRequest(counter=name, delta=5, request_id=str(uuid.uuid4()))
     proxy.faults = Faults(lose_reply_every=1)
     with stub_of(behind_proxy.target) as stub, pytest.raises(grpc.RpcError):
         stub.Increment(request, timeout=CALL_TIMEOUT)
     proxy.faults = Faults()
-    _retried(behind_proxy.target, "Increment", request)
+    retried(behind_proxy.target, "Increment", request)
     assert read(behind_proxy.target, [name]) == {name: 5}
 
 
@@ -84,8 +80,7 @@ def embedded() -> Iterator[RunningService]:
 def test_killed_workers_lose_and_double_nothing(embedded: RunningService) -> None:
     with Load(embedded.target) as load:
         for index in (0, 1, 0):
-            seen = load.acknowledged
-            wait_for(lambda seen=seen: load.acknowledged > seen + 100, "load")
+            load.wait_for_more(100)
             embedded.kill_worker(index)
         load.finish()
     assert (load.ledger.differences(embedded.target), load.ledger.problems) == ({}, [])
@@ -94,8 +89,7 @@ def test_killed_workers_lose_and_double_nothing(embedded: RunningService) -> Non
 def test_a_killed_redis_loses_and_doubles_nothing(embedded: RunningService) -> None:
     with Load(embedded.target) as load:
         for _ in range(2):
-            seen = load.acknowledged
-            wait_for(lambda seen=seen: load.acknowledged > seen + 100, "load", 40)
+            load.wait_for_more(100)
             embedded.kill_child("redis")
         load.finish()
     assert (load.ledger.differences(embedded.target), load.ledger.problems) == ({}, [])
@@ -103,17 +97,16 @@ def test_a_killed_redis_loses_and_doubles_nothing(embedded: RunningService) -> N
 
 def test_a_killed_keeper_stops_nobody(embedded: RunningService) -> None:
     with Load(embedded.target, each=1) as load:
-        wait_for(lambda: load.acknowledged > 20, "load")
+        load.wait_for_more(20)
         embedded.kill_child("keeper")
-        seen = load.acknowledged
-        wait_for(lambda: load.acknowledged > seen + 50, "more load")
+        load.wait_for_more(50)
         load.finish()
     assert (load.ledger.differences(embedded.target), load.ledger.problems) == ({}, [])
 
 
 def test_a_restart_of_everything_keeps_what_was_acknowledged(embedded: RunningService) -> None:
     with Load(embedded.target) as load:
-        wait_for(lambda: load.acknowledged > 100, "load")
+        load.wait_for_more(100)
         embedded.stop()
         embedded.start()
         load.finish()
@@ -122,7 +115,7 @@ def test_a_restart_of_everything_keeps_what_was_acknowledged(embedded: RunningSe
 
 def test_a_crash_of_everything_keeps_what_was_acknowledged(embedded: RunningService) -> None:
     with Load(embedded.target) as load:
-        wait_for(lambda: load.acknowledged > 100, "load")
+        load.wait_for_more(100)
         embedded.kill()
         embedded.start()
         load.finish()
@@ -145,7 +138,7 @@ def test_two_services_on_the_same_stores_agree(
 ) -> None:
     first, second = two_services
     with Load(first.target, second.target) as load:
-        wait_for(lambda: load.acknowledged > 300, "load")
+        load.wait_for_more(300)
         load.finish()
     found = (load.ledger.differences(first.target), load.ledger.differences(second.target))
     assert (found, load.ledger.problems) == (({}, {}), [])
@@ -201,11 +194,14 @@ def test_what_is_counted_after_a_clear_stays_whatever_is_repeated(
     found = []
     for delta in range(1, 11):
         clear = kind(counter=name, request_id=str(uuid.uuid4()))
-        add = counters_pb2.IncrementRequest(
-            counter=name, delta=delta, request_id=str(uuid.uuid4())
-        )
-        for method, request in ((verb, clear), ("Increment", add), (verb, clear), ("Increment", add)):
-            _retried(target, method, request)
+        add = counters_pb2.IncrementRequest(counter=name, delta=delta, request_id=str(uuid.uuid4()))
+        for method, request in (
+            (verb, clear),
+            ("Increment", add),
+            (verb, clear),
+            ("Increment", add),
+        ):
+            retried(target, method, request)
         found.append(read(target, [name])[name])
     assert found == list(range(1, 11))
 
@@ -222,7 +218,7 @@ def test_a_clear_during_increments_takes_each_whole_or_not_at_all(
             request = counters_pb2.IncrementRequest(
                 counter=name, delta=1000, request_id=str(uuid.uuid4())
             )
-            _retried(target, "Increment", request)
+            retried(target, "Increment", request)
             acknowledged.append(1000)
 
     threads = [threading.Thread(target=count) for _ in range(3)]
@@ -230,26 +226,15 @@ def test_a_clear_during_increments_takes_each_whole_or_not_at_all(
         thread.start()
     proxy.faults = Faults(lose_reply_every=9)
     for _ in range(5):
-        seen = len(acknowledged)
-        wait_for(lambda seen=seen: len(acknowledged) > seen + 10, "increments")
+        wait_for(partial(_is_longer, acknowledged, len(acknowledged) + 10), "increments")
         clear = counters_pb2.ResetCounterRequest(counter=name, request_id=str(uuid.uuid4()))
-        _retried(target, "ResetCounter", clear)
+        retried(target, "ResetCounter", clear)
     at_reset = len(acknowledged)
     stop.set()
     for thread in threads:
         thread.join()
     value = read(target, [name])[name]
     assert (value % 1000, value >= (len(acknowledged) - at_reset - 3) * 1000) == (0, True)
-
-
-def _retried(target: str, method: str, request: Any) -> Any:
-    """Calls until it is answered with OK."""
-
-    def attempt() -> Any:
-        with suppress(grpc.RpcError), stub_of(target) as stub:
-            return getattr(stub, method)(request, timeout=CALL_TIMEOUT)
-
-    return wait_for(attempt, f"{method} to succeed")
 
 
 def _expected(producer: Producer) -> dict[str, int]:
@@ -290,3 +275,7 @@ def _resume(target: str, producer: Producer, ledger: Ledger) -> None:
         return not producer.unacknowledged
 
     wait_for(attempt, "all batches to be acknowledged", 40)
+
+
+def _is_longer(found: list[int], than: int) -> bool:
+    return len(found) > than

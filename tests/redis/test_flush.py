@@ -42,9 +42,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.write = Write(self._end)
-        self.part = Part(
-            self.write, self.partition, dict(self.operations), self.token, self.script
-        )
+        self.part = Part(self.write, self.partition, dict(self.operations), self.token, self.script)
         self.write.add(self.part)
 
     def _end(self) -> None:
@@ -292,9 +290,7 @@ def test_what_was_not_run_is_sent_again(reply: str) -> None:
     assert outcome.again == [asked.part]
 
 
-@pytest.mark.parametrize(
-    ("token", "error"), [(None, OutcomeUnknown), (_token(), Unavailable)]
-)
+@pytest.mark.parametrize(("token", "error"), [(None, OutcomeUnknown), (_token(), Unavailable)])
 def test_what_did_not_become_durable_is_not_acknowledged(
     token: Token | None, error: type[TallyboardError]
 ) -> None:
@@ -313,7 +309,9 @@ def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
 
 @given(st.lists(st.integers(1, MAX_MGET_KEYS), min_size=1, max_size=4))
 def test_every_read_gets_the_values_of_its_keys(sizes: list[int]) -> None:
-    reads = [Read([f"{at}.{i}" for i in range(size)], lambda: None) for at, size in enumerate(sizes)]
+    reads = [
+        Read([f"{at}.{i}" for i in range(size)], lambda: None) for at, size in enumerate(sizes)
+    ]
     flush = flush_of(list(reads), LinkSequences("link"))
     flush.settle([command[1:] for command in commands_of(flush)])
     assert [[v.decode() for v in read.values if v] for read in reads] == [r.keys for r in reads]

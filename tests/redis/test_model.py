@@ -48,7 +48,7 @@ class Counters:
 
     def __init__(self, url: str, own_shard: int) -> None:
         fences = Fences(dict.fromkeys(range(_PARTITIONS), _LIFE))
-        sharding = Sharding(_PARTITIONS, _SHARDS, {}, [], own_shard)
+        sharding = Sharding(_PARTITIONS, _SHARDS, {}, [], _SHARDS, own_shard)
         self.store = RedisStore(
             url,
             fences,
@@ -100,7 +100,10 @@ class Batch:
 
 _NAMES = st.sampled_from(["post:42", "post:43", "}:c:4:acme"])
 _EDGES = [
-    sign * ((1 << bits) + off) for bits in (52, 53, 62, 63) for sign in (1, -1) for off in (-1, 0, 1)
+    sign * ((1 << bits) + off)
+    for bits in (52, 53, 62, 63)
+    for sign in (1, -1)
+    for off in (-1, 0, 1)
 ]
 _DELTAS = (st.integers(-5, 5) | st.sampled_from(_EDGES)).filter(
     lambda delta: delta != 0 and MIN_VALUE <= delta <= MAX_VALUE
@@ -157,7 +160,12 @@ class AgainstDictionary(RuleBasedStateMachine):
         assert not self._send(at, request)
         return request if all(fits) else multiple()
 
-    @rule(target=requests, at=st.integers(0, 1), name=_NAMES, verb=st.sampled_from(["reset", "delete"]))
+    @rule(
+        target=requests,
+        at=st.integers(0, 1),
+        name=_NAMES,
+        verb=st.sampled_from(["reset", "delete"]),
+    )
     def clear(self, at: int, name: str, verb: str) -> Request:
         request = Request(str(uuid.uuid4()), verb, ((name, 0),))
         self._send(at, request)

@@ -1,6 +1,7 @@
 """A worker in this process, on stores of its own, and channels to it."""
 
 import dataclasses
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def stores() -> Iterator[tuple[EmbeddedRedis, EmbeddedPostgres]]:
     folder: Path = make_short_folder()
     with EmbeddedRedis(folder) as redis, EmbeddedPostgres(folder) as postgres:
         yield redis, postgres
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="package")

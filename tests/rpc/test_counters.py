@@ -13,6 +13,7 @@ from tallyboard.v1 import consistency_pb2, operations_pb2
 from tallyboard.v1 import counters_pb2 as pb
 from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
 from tallyboard.v1.operations_pb2_grpc import OperationsServiceStub
+from tallyboard_server.settings import Settings
 from tests.rpc.errors import refusal
 from tests.waiting import wait_for
 
@@ -262,3 +263,36 @@ def test_hundreds_of_watchers_cost_few_threads(counters: CounterServiceStub, nam
     for watch in watches:
         watch.cancel()
     assert len(mine) - before < 100
+
+
+@pytest.fixture
+def all_streams(counters: CounterServiceStub, settings: Settings, name: str) -> Iterator[None]:
+    """Holds every stream that the worker serves."""
+    release = threading.Event()
+
+    def held(producer: str) -> Iterator[pb.StreamIncrementsRequest]:
+        yield from batches(producer, 1, 1, name)
+        release.wait(30)
+
+    producers = [f"{name}{i}" for i in range(settings.stream_threads)]
+    streams = [counters.StreamIncrements(held(producer), timeout=60) for producer in producers]
+    for stream in streams:
+        next(stream)
+    yield
+    release.set()
+    for stream in streams:
+        list(stream)
+
+
+@pytest.mark.usefixtures("all_streams")
+def test_one_stream_too_many_is_refused(counters: CounterServiceStub, name: str) -> None:
+    error = refusal(counters.StreamIncrements, batches(name, 1, 1, name))
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+
+
+@pytest.mark.usefixtures("all_streams")
+def test_unary_calls_go_on_while_all_streams_are_taken(
+    counters: CounterServiceStub, name: str
+) -> None:
+    add(counters, f"{name}:unary")
+    assert get(counters, f"{name}:unary", exact=True).value == 1

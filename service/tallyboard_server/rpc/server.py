@@ -21,7 +21,18 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
     leaderboards_pb2.DESCRIPTOR.services_by_name["LeaderboardService"],
     operations_pb2.DESCRIPTOR.services_by_name["OperationsService"],
 )
-_READS = ("Get", "List", "BatchGet")
+_READS = ("Get", "List", "BatchGet", "Watch")
+_OTHER_THREADS = 8
+# Threads that tell callers that all threads for streams are taken.
+_REFUSERS = 4
+# A caller that is gone without a word frees its stream's thread within 80 s; callers may ping too.
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
 # Above the limit that the stack checks, so that a large message gets an error with details.
 _TRANSPORT_LIMIT_FACTOR = 4
 
@@ -41,9 +52,10 @@ class Server:
         self._stack = stack
         self._writes = ThreadPoolExecutor(settings.write_threads, "writes")
         self._reads = ThreadPoolExecutor(settings.read_threads, "reads")
-        self._streams = ThreadPoolExecutor(settings.stream_threads, "streams")
+        self._streams = ThreadPoolExecutor(settings.stream_threads + _REFUSERS, "streams")
+        self._others = ThreadPoolExecutor(_OTHER_THREADS, "others")  # health, reflection
         self._server = grpc.server(
-            self._writes,
+            self._others,
             options=(
                 ("grpc.so_reuseport", 1),
                 (
@@ -51,13 +63,14 @@ class Server:
                     settings.max_message_bytes * _TRANSPORT_LIMIT_FACTOR,
                 ),
                 ("grpc.max_send_message_length", -1),
+                *_KEEPALIVE,
             ),
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
         for service in SERVICES:
             self._add(service, servicers.get(service.name))
         self.health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=self._reads
+            experimental_non_blocking=True, experimental_thread_pool=self._others
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = [service.full_name for service in SERVICES]
@@ -92,7 +105,7 @@ class Server:
     def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those under way up to `grace` seconds, then cuts them."""
         self._server.stop(grace).wait()
-        for pool in (self._writes, self._reads, self._streams):
+        for pool in (self._writes, self._reads, self._streams, self._others):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _add(self, service: ServiceDescriptor, servicer: object) -> None:
@@ -106,7 +119,7 @@ class Server:
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         handle = getattr(servicer, _snake(method.name), None)
         pool = self._reads if method.name.startswith(_READS) else self._writes
-        if method.client_streaming or method.server_streaming:
+        if method.client_streaming or (method.server_streaming and pool is self._writes):
             pool = self._streams
         if handle is None:
             behavior = self._missing(method)

@@ -6,6 +6,8 @@ between it and the wire is here.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -17,6 +19,7 @@ from tallyboard_server.errors import (
     FieldViolation,
     InvalidArgument,
     MessageTooLarge,
+    Overloaded,
     TallyboardError,
 )
 from tallyboard_server.names import name_problem
@@ -99,10 +102,12 @@ class Stack:
 
     Args:
         call_timeout: seconds a call may take that brings no deadline of its own.
+        max_streams: streams that may be open; each holds a thread.
         log_all: whether calls that end well are logged too.
     """
 
-    def __init__(self, call_timeout: float, *, log_all: bool) -> None:
+    def __init__(self, call_timeout: float, *, max_streams: int, log_all: bool) -> None:
+        self._streams = BoundedSemaphore(max_streams)
         self._call_timeout = call_timeout
         self._log_all = log_all
 
@@ -131,7 +136,8 @@ class Stack:
         def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Message]:
             started = time.perf_counter()
             try:
-                yield from handle(requests, Caller(context, self._call_timeout))
+                with self._stream():
+                    yield from handle(requests, Caller(context, self._call_timeout))
             except GeneratorExit:
                 self._ended(method, context, started, "CANCELLED")
                 raise
@@ -140,6 +146,15 @@ class Stack:
             self._ended(method, context, started)
 
         return call
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        if not self._streams.acquire(blocking=False):
+            raise Overloaded("this worker has all the streams it can serve; open it again later")
+        try:
+            yield
+        finally:
+            self._streams.release()
 
     def ended_with(self, method: str, context: grpc.ServicerContext, error: Exception) -> None:
         """Sets the status of a call that ends outside its handler, and logs it."""
