@@ -1,5 +1,6 @@
 """The program behind `make bench`: rounds of all cases, then the table, JSON and a PNG."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def main(
     rounds, seconds = rounds or (1 if quick else 3), seconds or (0.8 if quick else 2.5)
     # A table in a file or a pipe needs no line breaks.
     console = Console(width=None if sys.stdout.isatty() else 200)
+    load, _, _ = os.getloadavg()
     try:
         for name in ("h2load", "redis-benchmark"):
             tool(name)
@@ -84,7 +86,7 @@ def main(
         sys.exit(f"The check failed: {error}")
     except Unusable as error:
         sys.exit(str(error))
-    _write(Run(rounds, seconds, measured, swept, max(syncs)), results, console)
+    _write(Run(rounds, seconds, measured, swept, max(syncs), load), results, console)
 
 
 def _chosen(cases: list[Case], only: Sequence[str], *, quick: bool) -> list[Case]:

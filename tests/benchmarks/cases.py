@@ -297,7 +297,7 @@ class Streamed(Case):
         super().__init__(kind, title, setting, first_rate)
         self._kind = batches_of
         # One connection reaches one worker: enough of them that no worker is left out.
-        self._streams = 1 if setting.workers == 1 else 4 * setting.processes
+        self._streams = 1 if setting.workers == 1 else 3 * setting.processes
 
     @property
     def conditions(self) -> str:
@@ -305,7 +305,8 @@ class Streamed(Case):
 
     def run(self, servers: Servers, operations: int) -> Sample:
         service, prefix = servers.service(self.setting), self._kind
-        batches = max(10, operations // (streams.BATCH * self._streams))
+        kinds = streams.DISTINCT // streams.BATCH
+        batches = max(-(-kinds // self._streams) + 1, operations // (streams.BATCH * self._streams))
         arguments = (service.address, self._kind, prefix, self._streams, batches)
         before = service.cpu()
         finished = run_module("streams", *arguments, core=_core_beside(self.setting))

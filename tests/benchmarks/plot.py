@@ -46,7 +46,9 @@ def _bars(axes: Axes, results: Sequence[Result], label: str, *, log: bool = Fals
             if result.ratio is None or result.unit != "calls"
             else f"  {result.ratio:.2f} of echo"
         )
-        axes.text(max(result.rate, goal or 0), place, f"  {result.rate:,.0f}{ratio}", va="center")
+        axes.text(
+            max(*result.rates, goal or 0.0, 1.0), place, f"  {result.rate:,.0f}{ratio}", va="center"
+        )
     names = [f"{result.title}\n{result.setting}" for result in results]
     axes.set_yticks(range(len(results)), names, fontsize=7)
     axes.invert_yaxis()

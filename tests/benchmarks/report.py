@@ -1,7 +1,6 @@
 """Writes what was measured: a table on the terminal, Markdown and JSON."""
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,19 @@ _COLUMNS = (
 
 
 class Run(NamedTuple):
-    """A whole run: its options, its rows, where echo is best, and how slow the disk is."""
+    """A whole run: its options, its rows, where echo is best, and how the machine was.
+
+    Attributes:
+        sync_us: µs that a small write takes to reach the disk.
+        load: the load average before the run.
+    """
 
     rounds: int
     seconds: float
     results: Sequence[Result]
     swept: Sequence[Swept]
     sync_us: float
+    load: float
 
 
 def print_table(run: Run, console: Console) -> None:
@@ -59,7 +64,7 @@ def write_json(run: Run, path: Path) -> None:
             "python": platform.python_version(),
             "grpcio": grpc.__version__,
             "cores": len(usable_cores()),
-            "load_average": os.getloadavg(),
+            "load_average_before": run.load,
             "fdatasync_us": run.sync_us,
         },
         "results": [_as_dict(result) for result in run.results],
@@ -105,7 +110,10 @@ def _cells(result: Result) -> list[str]:
 
 
 def _notes(run: Run) -> list[str]:
-    notes = [f"A small write takes {run.sync_us:,.0f} µs to reach the disk of the stores."]
+    notes = [
+        f"A small write takes {run.sync_us:,.0f} µs to reach the disk of the stores. The load "
+        f"average before the run was {run.load:.1f}: well below 1 where nothing else runs."
+    ]
     if not run.swept:
         return notes
     best = max(run.swept, key=lambda swept: swept.rate)

@@ -36,10 +36,14 @@ class Plan(NamedTuple):
     deltas: Sequence[int]
 
     def expected(self, batches: int, streams: int) -> dict[str, int]:
-        """What the counters gain when each of the streams sends that many batches."""
+        """What the counters gain when each of the streams sends that many batches.
+
+        Stream `s` begins with the names at place `s`.
+        """
         gained: dict[str, int] = {}
+        kinds = len(self.names)
         for index, names in enumerate(self.names):
-            times = streams * len(range(index, batches, len(self.names)))
+            times = sum(len(range((index - s) % kinds, batches, kinds)) for s in range(streams))
             if len(names) == 1:
                 gained[names[0]] = times * sum(self.deltas)
                 continue
@@ -67,8 +71,8 @@ def plan(kind: str, prefix: str) -> Plan:
 class Stream:
     """One producer on a connection of its own."""
 
-    def __init__(self, address: str, bodies: Sequence[bytes], batches: int) -> None:
-        self._bodies, self._batches = bodies, batches
+    def __init__(self, address: str, bodies: Sequence[bytes], batches: int, first: int) -> None:
+        self._bodies, self._batches, self._first = bodies, batches, first
         options = (("grpc.use_local_subchannel_pool", 1),)
         self._channel = grpc.insecure_channel(address, options)
         self._room = threading.Semaphore(0)
@@ -116,7 +120,7 @@ class Stream:
                 return
             # Serialized messages that follow each other are one message with the fields of both.
             head = pb.StreamIncrementsRequest(sequence=index + 1).SerializeToString()
-            yield first + head + bodies[index % count]
+            yield first + head + bodies[(self._first + index) % count]
             first = b""
 
 
@@ -129,7 +133,7 @@ def main() -> None:
         pb.StreamIncrementsRequest(counters=some, deltas=deltas).SerializeToString()
         for some in names
     ]
-    streams = [Stream(address, bodies, batches) for _ in range(count)]
+    streams = [Stream(address, bodies, batches, index) for index in range(count)]
     for stream in streams:
         stream.connect()
     cpu = time.process_time()

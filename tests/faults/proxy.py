@@ -32,7 +32,8 @@ class Faults:
             Redis only when `deliver_held` is called.
         piece: bytes that are sent at once, both ways; 0 for no limit.
         delay: seconds that every chunk waits, both ways.
-        black_hole: connections are accepted, and nothing ever comes out of them.
+        mute: Redis runs what is asked, and its replies never come back.
+        black_hole: connections are accepted, and nothing passes either way.
     """
 
     lose_reply_every: int = 0
@@ -40,6 +41,7 @@ class Faults:
     hold_every: int = 0
     piece: int = 0
     delay: float = 0.0
+    mute: bool = False
     black_hole: bool = False
 
 
@@ -238,7 +240,7 @@ class _Connection:
             if self._swallow:
                 proxy.reply_lost()
                 return
-            if not proxy.faults.black_hole:
+            if not (proxy.faults.black_hole or proxy.faults.mute):
                 self._pass(data, self._client)
 
     def _receive_reply(self) -> bytes:

@@ -1,5 +1,7 @@
 """Exactly once: whatever breaks under load, counts are what was acknowledged, to the unit."""
 
+import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -44,11 +46,18 @@ def test_a_bad_line_to_redis_loses_and_doubles_nothing(
     assert (load.ledger.differences(behind_proxy.target), load.ledger.problems) == ({}, [])
 
 
-def test_a_black_hole_loses_and_doubles_nothing(behind_proxy: RunningService, proxy: Proxy) -> None:
-    with Load(behind_proxy.target) as load:
+@pytest.mark.parametrize(
+    "faults", [Faults(mute=True), Faults(black_hole=True)], ids=["no replies", "nothing"]
+)
+def test_a_line_that_passes_nothing_loses_and_doubles_nothing(
+    behind_proxy: RunningService, proxy: Proxy, faults: Faults
+) -> None:
+    """Redis counts as away after a second; what was sent without an id is not known to count."""
+    with Load(behind_proxy.target, each=3) as load:
         load.wait_for_more(50)
-        proxy.faults = Faults(black_hole=True)
-        wait_for(lambda: load.ledger.retries > 20, "failures")
+        proxy.faults = faults
+        failed = load.ledger.retries + 20
+        wait_for(lambda: load.ledger.retries >= failed, "failures")
         proxy.faults = Faults()
         proxy.cut()
         load.wait_for_more(50)
@@ -86,10 +95,18 @@ def test_killed_workers_lose_and_double_nothing(embedded: RunningService) -> Non
     assert (load.ledger.differences(embedded.target), load.ledger.problems) == ({}, [])
 
 
-def test_a_killed_redis_loses_and_doubles_nothing(embedded: RunningService) -> None:
+@pytest.mark.parametrize("stalls_first", [False, True], ids=["at once", "after a stall"])
+def test_a_killed_redis_loses_and_doubles_nothing(
+    embedded: RunningService, stalls_first: bool
+) -> None:
+    """What a stalled one has not read yet dies with it."""
     with Load(embedded.target) as load:
         for _ in range(2):
             load.wait_for_more(100)
+            if stalls_first:
+                failed = load.ledger.retries + 3
+                _stop(embedded, "redis")
+                wait_for(partial(_has_retried, load.ledger, failed), "failures")
             embedded.kill_child("redis")
         load.finish()
     assert (load.ledger.differences(embedded.target), load.ledger.problems) == ({}, [])
@@ -279,3 +296,13 @@ def _resume(target: str, producer: Producer, ledger: Ledger) -> None:
 
 def _is_longer(found: list[int], than: int) -> bool:
     return len(found) > than
+
+
+def _has_retried(ledger: Ledger, times: int) -> bool:
+    return ledger.retries >= times
+
+
+def _stop(service: RunningService, name: str) -> None:
+    pid = wait_for(partial(service.pid, name), f"{name} to run")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)

@@ -42,7 +42,11 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.write = Write(self._end)
-        self.part = Part(self.write, self.partition, dict(self.operations), self.token, self.script)
+        bound = max((abs(delta) for delta in self.operations.values()), default=0)
+        operations = dict(self.operations)
+        self.part = Part(
+            self.write, self.partition, operations, self.token, self.script, bound=bound
+        )
         self.write.add(self.part)
 
     def _end(self) -> None:
@@ -109,7 +113,8 @@ def flush_of(
 
 
 _KEYS = st.sampled_from(["k1", "k2", "k3", "k4"])
-_DELTAS = st.integers(-MAX_DELTA, MAX_DELTA) | st.integers(-3, 3)
+_EDGES = st.sampled_from([MAX_DELTA, -MAX_DELTA, MAX_DELTA // 2 + 1])
+_DELTAS = st.integers(-MAX_DELTA, MAX_DELTA) | st.integers(-3, 3) | _EDGES
 _TOKENS = st.none() | st.builds(
     Token,
     st.just("p"),
@@ -203,9 +208,10 @@ def test_every_part_ends_once_or_has_to_go_again(asked: list[Asked], data: st.Da
 
 
 @given(st.lists(_ASKED, max_size=12))
-def test_a_token_is_only_once_in_a_call(asked: list[Asked]) -> None:
+def test_a_token_is_only_once_in_a_flush_and_partition(asked: list[Asked]) -> None:
     flush = flush_of([one.part for one in asked], LinkSequences("link"))
-    assert all(len(call.tokens) == len(set(call.tokens)) for call in calls_of(flush))
+    sent = [(p.partition, p.token) for p in flush.operations if isinstance(p, Part) and p.token]
+    assert len(sent) == len(set(sent))
 
 
 @given(st.lists(_ASKED, max_size=12))
@@ -230,6 +236,14 @@ def test_a_link_sequence_is_never_used_twice(asked: list[Asked]) -> None:
         used += [(call.partition, call.link_sequence) for call in calls_of(flush)]
         waiting = flush.deferred
     assert len(used) == len(set(used))
+
+
+def test_a_part_of_tokens_only_keeps_others_apart() -> None:
+    """Each part may be sent again by itself, so none may take on what another asked for."""
+    asked = [Asked(0, {}, _token()), Asked(0, {"k": 1}), Asked(0, {"k": 5})]
+    flush = flush_of([one.part for one in asked], LinkSequences("link"))
+    again = flush.settle([[b"seen", 1]]).again
+    assert calls_of(flush_of(again, LinkSequences("link")))[0].operations == {"k": 6}
 
 
 def _token(sequence: int = 1) -> Token:
