@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import hiredis
@@ -14,6 +15,7 @@ from tallyboard_server.errors import OutcomeUnknown, SequenceTooOld, TallyboardE
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.flush import (
     MAX_CALL_OPERATIONS,
+    MAX_CALLS,
     MAX_DELTA,
     MAX_MGET_KEYS,
     Fences,
@@ -156,8 +158,10 @@ def _verdict(data: st.DataObject, call: Sent) -> Any:
         most = len(call.operations)
     else:
         return hiredis.ReplyError(verdict)
-    indexes = data.draw(st.sets(st.integers(1, most), min_size=1))
-    return [verdict.encode(), *sorted(indexes)]
+    indexes = sorted(data.draw(st.sets(st.integers(1, most), min_size=1)))
+    if verdict == "seen":
+        return [b"seen", *chain.from_iterable((index, b"") for index in indexes)]
+    return [verdict.encode(), *indexes]
 
 
 @given(st.lists(_ASKED, max_size=12), st.randoms())
@@ -208,10 +212,10 @@ def test_every_part_ends_once_or_has_to_go_again(asked: list[Asked], data: st.Da
 
 
 @given(st.lists(_ASKED, max_size=12))
-def test_a_token_is_only_once_in_a_flush_and_partition(asked: list[Asked]) -> None:
+def test_a_token_is_only_once_in_a_call(asked: list[Asked]) -> None:
     flush = flush_of([one.part for one in asked], LinkSequences("link"))
-    sent = [(p.partition, p.token) for p in flush.operations if isinstance(p, Part) and p.token]
-    assert len(sent) == len(set(sent))
+    calls = [list(call.tokens) for call in calls_of(flush)]
+    assert all(len(tokens) == len(set(tokens)) for tokens in calls)
 
 
 @given(st.lists(_ASKED, max_size=12))
@@ -242,7 +246,7 @@ def test_a_part_of_tokens_only_keeps_others_apart() -> None:
     """Each part may be sent again by itself, so none may take on what another asked for."""
     asked = [Asked(0, {}, _token()), Asked(0, {"k": 1}), Asked(0, {"k": 5})]
     flush = flush_of([one.part for one in asked], LinkSequences("link"))
-    again = flush.settle([[b"seen", 1]]).again
+    again = flush.settle([[b"seen", 1, b""]]).again
     assert calls_of(flush_of(again, LinkSequences("link")))[0].operations == {"k": 6}
 
 
@@ -250,17 +254,29 @@ def _token(sequence: int = 1) -> Token:
     return Token("p", "{tb:0}:p:1:a:x", sequence, 600)
 
 
-def test_a_repeated_token_waits_for_the_next_flush() -> None:
+def test_a_repeated_token_goes_in_a_call_of_its_own() -> None:
     first, second = Asked(0, {"k": 1}, _token()), Asked(0, {"k": 1}, _token())
     flush = flush_of([first.part, second.part], LinkSequences("link"))
-    assert flush.deferred == [second.part]
+    assert [len(call.tokens) for call in calls_of(flush)] == [1, 1]
 
 
-def test_more_operations_than_a_call_holds_wait_for_the_next_flush() -> None:
+def test_more_operations_than_a_call_holds_go_in_another() -> None:
     first = Asked(0, {f"k{i}": 1 for i in range(MAX_CALL_OPERATIONS)})
     second = Asked(0, {"other": 1})
     flush = flush_of([first.part, second.part], LinkSequences("link"))
-    assert flush.deferred == [second.part]
+    assert [len(call.operations) for call in calls_of(flush)] == [MAX_CALL_OPERATIONS, 1]
+
+
+def test_more_calls_than_the_link_remembers_wait_for_the_next_flush() -> None:
+    asked = [Asked(0, {"k": 1}, _token()) for _ in range(MAX_CALLS + 3)]
+    flush = flush_of([one.part for one in asked], LinkSequences("link"))
+    assert flush.deferred == [one.part for one in asked[MAX_CALLS:]]
+
+
+def test_a_repeat_of_what_was_out_of_range_says_so_again() -> None:
+    asked = Asked(0, {"k": 1}, _token())
+    flush_of([asked.part], LinkSequences("link")).settle([[b"seen", 1, b"\nk"]])
+    assert asked.write.out_of_range == ["k"]
 
 
 def test_a_part_of_a_closed_partition_fails() -> None:
@@ -280,7 +296,7 @@ def test_an_abandoned_write_is_not_sent() -> None:
     [
         ([b"ok"], None, type(None)),
         ([b"ok"], _token(), type(None)),
-        ([b"seen", 1], _token(), type(None)),
+        ([b"seen", 1, b""], _token(), type(None)),
         ([b"old", 1], _token(), SequenceTooOld),
         ([b"old", 0], None, OutcomeUnknown),
         ([b"fenced", b"x"], None, Unavailable),
@@ -317,7 +333,7 @@ def test_what_did_not_become_durable_is_not_acknowledged(
 def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
     asked = Asked(0, {"k": 1}, _token())
     flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
-    flush.settle([[b"seen", 1], [0, 0]])
+    flush.settle([[b"seen", 1, b""], [0, 0]])
     assert isinstance(asked.write.error, Unavailable)
 
 

@@ -86,7 +86,7 @@ def test_a_token_that_comes_again_counts_once(caller: Caller, kind: str) -> None
 def test_a_token_that_comes_again_is_named(caller: Caller, kind: str) -> None:
     token = caller.producer(3) if kind == "producer" else caller.request()
     caller.add("post:42", 5, token)
-    assert caller.add("post:42", 5, caller.request("new"), token) == [b"seen", 2]
+    assert caller.add("post:42", 5, caller.request("new"), token) == [b"seen", 2, b""]
 
 
 def test_a_call_with_one_seen_token_applies_nothing(caller: Caller) -> None:

@@ -11,7 +11,13 @@ from queue import Full, Queue
 import structlog
 
 from tallyboard_server.counters.sharding import Sharding
-from tallyboard_server.errors import OutOfRange, Overloaded, TallyboardError, Unavailable
+from tallyboard_server.errors import (
+    OutcomeUnknown,
+    OutOfRange,
+    Overloaded,
+    TallyboardError,
+    Unavailable,
+)
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import (
     dirty_key,
@@ -69,18 +75,22 @@ class WideCounters:
                 part.done(TallyboardError(f"internal error: {type(error).__name__}"))
 
     def _settle(self, part: Part, keys: list[str]) -> None:
-        for key in keys:
-            try:
-                self._apply(part, key)
-            except OutOfRange:
-                part.write.out_of_range.append(key)
-        part.operations = {k: v for k, v in part.operations.items() if k not in keys}
-        if part.operations or part.token is not None:
-            self._store.submit((part,), len(part.operations))
-        else:
-            part.done()
+        applied = 0
+        try:
+            for key in keys:
+                applied += self._apply(part, key)
+            part.operations = {k: v for k, v in part.operations.items() if k not in keys}
+            if part.operations or part.token is not None:
+                self._store.submit((part,), len(part.operations))
+                return
+        except TallyboardError as error:
+            if applied and part.token is None:
+                raise OutcomeUnknown(f"a part of the write counted, and then: {error}") from error
+            raise
+        part.done()
 
-    def _apply(self, part: Part, key: str) -> None:
+    def _apply(self, part: Part, key: str) -> bool:
+        """Applies one operation; False if the counter would leave its range."""
         _, _, tenant, counter = parse_counter_key(key.encode())
         self._widen(tenant, counter)
         home = self._sharding.home(tenant, counter)
@@ -94,8 +104,15 @@ class WideCounters:
         def parts(write: Write) -> None:
             write.add(Part(write, home, operations, token, script))
 
-        write = self._store.write(parts, 1, time.monotonic() + self._timeout)
+        try:
+            write = self._store.write(parts, 1, time.monotonic() + self._timeout)
+        except OutOfRange:
+            part.write.out_of_range.append(key)
+            if part.token is not None:
+                part.token = part.token._replace(note=f"{part.token.note}\n{key}")
+            return False
         part.write.existed += write.existed
+        return True
 
     def _widen(self, tenant: str, counter: str) -> None:
         """Makes the counter wide; again, or by two at once, changes nothing."""
@@ -128,4 +145,4 @@ class WideCounters:
 def _token_of(token: Token, home: int, counter: str) -> Token:
     """A token for one counter of a part, in the counter's home partition."""
     _, name = token.key.split("}", 1)
-    return token._replace(key=f"{{tb:{home}}}{name}\x1f{counter}")
+    return token._replace(key=f"{{tb:{home}}}{name}\x1f{counter}", note="")

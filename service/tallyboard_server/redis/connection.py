@@ -4,11 +4,12 @@ The data plane's own connection, because redis-py retries commands by itself: a 
 nobody asked for would count twice.
 """
 
+import re
 import socket
 import ssl
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
@@ -25,8 +26,18 @@ class NoAnswer(Exception):
     """Redis accepted or sent nothing for the whole of the timeout."""
 
 
+class Identity(NamedTuple):
+    """A connection as Redis knows it: the server's life, and the client's number in it."""
+
+    run_id: bytes
+    client: int
+
+
 class Connection:
     """A connected, authenticated socket.
+
+    Attributes:
+        identity: how Redis knows it; None if Redis does not say.
 
     Args:
         url: redis://, rediss:// or unix:// with user, password and database as redis-py has them.
@@ -75,15 +86,27 @@ class Connection:
             else (query.get("db", ["0"])[0])
         )
         commands: list[tuple[str, ...]] = []
+        self.identity: Identity | None = None
         if parts.password:
             user = (unquote(parts.username),) if parts.username else ()
             commands.append(("AUTH", *user, unquote(parts.password)))
         if database and database != "0":
             commands.append(("SELECT", database))
-        if commands:
-            for reply in self.call(commands):
-                if isinstance(reply, hiredis.ReplyError):
-                    raise ConnectionLost(f"Redis refused the login: {reply}")
+        for reply in self.call(commands):
+            if isinstance(reply, hiredis.ReplyError):
+                raise ConnectionLost(f"Redis refused the login: {reply}")
+        client, info = self.call([("CLIENT", "ID"), ("INFO", "server")])
+        found = re.search(rb"^run_id:(\w+)", info, re.M) if isinstance(info, bytes) else None
+        if isinstance(client, int) and found:
+            self.identity = Identity(found[1], client)
+
+    def cut_off(self, lost: Identity) -> None:
+        """Makes sure that nothing more arrives by a connection that was given up.
+
+        What is still on its way there would otherwise be run after what is sent again here.
+        """
+        if self.identity is not None and self.identity.run_id == lost.run_id:
+            self.call([("CLIENT", "KILL", "ID", lost.client)])
 
     def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Sends commands as one pipeline; error replies come back as hiredis.ReplyError."""

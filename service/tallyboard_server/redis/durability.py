@@ -17,6 +17,8 @@ APPLIED: Final = "applied"
 ALWAYS: Final = "always"
 WAITAOF: Final = "waitaof"
 WAIT: Final = "wait:"
+# With appendfsync everysec, Redis syncs once a second, and later while its disk is busy.
+_FSYNC_PATIENCE: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Durability:
     Attributes:
         command: sent behind the writes of a flush, or None when their replies are enough.
         reached: whether its reply says that the level is reached.
+        patience: seconds that Redis may take for the command alone.
     """
 
     command: tuple[Any, ...] | None
     reached: Callable[[Any], bool]
+    patience: float = 0.0
 
 
 def durability(mode: str, timeout: float) -> Durability:
@@ -37,14 +41,15 @@ def durability(mode: str, timeout: float) -> Durability:
 
     Args:
         mode: what `choose_durability` said.
-        timeout: seconds that Redis may wait.
+        timeout: seconds that replicas may take.
     """
-    milliseconds = max(1, int(timeout * 500))
     if mode == WAITAOF:
-        return Durability(("WAITAOF", 1, 0, milliseconds), _first_at_least(1))
+        command: tuple[Any, ...] = ("WAITAOF", 1, 0, int(_FSYNC_PATIENCE * 1000))
+        return Durability(command, _first_at_least(1), _FSYNC_PATIENCE)
     if mode.startswith(WAIT):
         replicas = int(mode.removeprefix(WAIT))
-        return Durability(("WAIT", replicas, milliseconds), lambda reply: _is_at(reply, replicas))
+        command = ("WAIT", replicas, max(1, int(timeout * 1000)))
+        return Durability(command, lambda reply: _is_at(reply, replicas), timeout)
     return Durability(None, lambda reply: True)
 
 

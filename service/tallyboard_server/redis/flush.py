@@ -13,6 +13,7 @@ import hiredis
 
 from tallyboard_server.errors import (
     OutcomeUnknown,
+    OutOfRange,
     SequenceTooOld,
     TallyboardError,
     Unavailable,
@@ -20,12 +21,13 @@ from tallyboard_server.errors import (
 from tallyboard_server.redis import keys, scripts
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 
-# A script call holds Redis up for about 2 µs an operation.
-MAX_CALL_OPERATIONS = 4096
+# A script call holds Redis up for about 2 µs an operation, and Lua's unpack() takes fewer than
+# 8,000 values: two for each token.
+MAX_CALL_OPERATIONS = 2048
 MAX_MGET_KEYS = 8192
 LINK_RING = 64
-# Calls a partition and flush of scripts that do not merge: the link's ring has to hold them all.
-MAX_CALLS_ALONE = LINK_RING // 2
+# Calls a partition and flush: the link's ring has to hold them all.
+MAX_CALLS = LINK_RING // 2
 LINK_TTL = 3 * 24 * 3600
 # A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
 MAX_DELTA = 1 << 52
@@ -77,7 +79,7 @@ class ScriptCall:
     tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
 
     def takes(self, part: Part) -> bool:
-        """Adds the part, unless it has to wait for the next flush."""
+        """Adds the part, unless it needs another call. An empty call takes any part."""
         token = part.token
         if token is not None and (token.key, token.sequence) in self.tokens:
             return False
@@ -94,7 +96,7 @@ class ScriptCall:
             self.operations = operations
             self.bound = part.bound
             return True
-        if len(merged) + len(operations) > MAX_CALL_OPERATIONS:
+        if max(len(merged) + len(operations), len(self.parts)) > MAX_CALL_OPERATIONS:
             return False
         if self.bound + part.bound > MAX_DELTA:
             return False  # a sum may not be exact in Lua
@@ -120,7 +122,7 @@ class ScriptCall:
             incarnation, sequences.take(partition), LINK_RING, LINK_TTL, len(tokens)
         ]  # fmt: skip
         for token in tokens:
-            arguments += (token.kind, token.sequence, token.ttl)
+            arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
         arguments += self.operations.values()
         return _pack("EVALSHA", self.script.sha, len(named), *named, *arguments)
 
@@ -205,7 +207,7 @@ class Flush:
         self.deferred: list[Operation] = []
         self._durable = durable
         self._fences = fences
-        self._alone: Counter[int] = Counter()
+        self._calls_of: Counter[int] = Counter()
         self._calls, self._reads, self._commands = self._sort(operations, fences)
         packed = []
         for call in self._calls:
@@ -247,21 +249,18 @@ class Flush:
     ) -> None:
         part.write.sent = True
         partition = part.partition
-        if part.script is not scripts.ADD:
-            if self._alone[partition] == MAX_CALLS_ALONE:
-                self.deferred.append(part)
-                return
-            self._alone[partition] += 1
-            call = ScriptCall(partition, part.script)
-            call.takes(part)
-            calls.append(call)
+        merges = part.script is scripts.ADD
+        if merges and partition in open_calls and open_calls[partition].takes(part):
             return
-        open_call = open_calls.get(partition)
-        if open_call is None:
-            open_call = open_calls[partition] = ScriptCall(partition, part.script)
-            calls.append(open_call)
-        if not open_call.takes(part):
+        if self._calls_of[partition] == MAX_CALLS:
             self.deferred.append(part)
+            return
+        self._calls_of[partition] += 1
+        call = ScriptCall(partition, part.script)
+        call.takes(part)
+        calls.append(call)
+        if merges:
+            open_calls[partition] = call
 
     def _pack_reads(self, packed: list[bytes]) -> list["_Gets"]:
         groups: list[_Gets] = []
@@ -296,10 +295,7 @@ class Flush:
             group.settle(reply, self._fences)
         start = len(self._calls) + len(self._mgets)
         for command, reply in zip(self._commands, replies[start:], strict=False):
-            if isinstance(reply, hiredis.ReplyError):
-                command.error = redis_said(reply)
-            command.reply = reply
-            command.on_done()
+            _settle_command(command, reply, outcome)
         return outcome
 
 
@@ -331,8 +327,7 @@ def _settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) 
         names = list(call.operations)
         _settle_refused(call, {names[i - 1] for i in details}, outcome)
     else:
-        tokens = list(call.tokens.values())
-        _settle_known(call, verdict, [tokens[i - 1] for i in details if i], durable, outcome)
+        _settle_known(call, verdict, details, durable, outcome)
 
 
 def _settle_applied(call: ScriptCall, details: list[int], durable: bool) -> None:
@@ -352,18 +347,46 @@ def _settle_refused(call: ScriptCall, names: set[str], outcome: Outcome) -> None
 
 
 def _settle_known(
-    call: ScriptCall, verdict: bytes, known: list[Part], durable: bool, outcome: Outcome
+    call: ScriptCall, verdict: bytes, details: list[Any], durable: bool, outcome: Outcome
 ) -> None:
+    """Ends the parts whose tokens were known; the others go again."""
+    tokens = list(call.tokens.values())
+    notes: dict[Part, bytes] = {}
+    if verdict == b"seen":
+        indexes = zip(details[::2], details[1::2], strict=True)
+        notes = {tokens[index - 1]: note for index, note in indexes}
+    too_old = {tokens[index - 1] for index in details if index} if verdict == b"old" else set()
+    link_too_old = verdict == b"old" and not too_old
     for part in call.parts:
-        if not known and part.token is None:
-            # The link's own sequence was too old to tell: it never should be.
-            part.done(unanswered(part, "the link's sequence was forgotten"))
-        elif part not in known:
-            outcome.again.append(part)
-        elif verdict == b"seen":
-            part.done(None if durable else _not_durable(part), seen=True)
-        else:
+        if part in notes:
+            _settle_seen(part, notes[part].decode(), durable)
+        elif part in too_old:
             part.done(SequenceTooOld(_TOO_OLD))
+        elif link_too_old and part.token is None:
+            part.done(unanswered(part, "the link's sequence was forgotten"))
+        else:
+            outcome.again.append(part)
+
+
+def _settle_seen(part: Part, note: str, durable: bool) -> None:
+    if not durable:
+        part.done(_not_durable(part))
+    elif note and part.script is scripts.ADD_WIDE:
+        part.done(OutOfRange("the counter would leave the signed 64-bit range"))
+    else:
+        part.write.out_of_range += note.split("\n")[1:]
+        part.done(seen=True)
+
+
+def _settle_command(command: Command, reply: Any, outcome: Outcome) -> None:
+    if isinstance(reply, hiredis.ReplyError):
+        if str(reply).startswith("NOSCRIPT"):
+            outcome.reconnect = True
+            outcome.again.append(command)
+            return
+        command.error = redis_said(reply)
+    command.reply = reply
+    command.on_done()
 
 
 def redis_said(reply: Exception) -> Unavailable:

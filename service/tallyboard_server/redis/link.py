@@ -18,7 +18,7 @@ import structlog
 
 from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.connection import Connection, ConnectionLost, Identity, NoAnswer
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.flush import Fences, Flush, LinkSequences, Outcome, unanswered
 from tallyboard_server.redis.operations import Operation, Part
@@ -41,7 +41,8 @@ class Link:
         url: the node.
         fences: the incarnations expected, shared with the worker.
         durability: what has to be true before a write is acknowledged.
-        timeout: seconds without an answer after which the breaker opens.
+        timeout: seconds without an answer, besides what the durability takes, after which the
+            breaker opens.
         max_pending: operations (keys) that may wait; more are refused.
         on_refused: called on the link's thread with a part and the keys that a shard can't hold;
             takes over the part.
@@ -64,7 +65,7 @@ class Link:
         self._url = url
         self._fences = fences
         self._durability = durability
-        self._timeout = timeout
+        self._timeout = timeout + durability.patience
         self._max_pending = max_pending
         self._on_refused = on_refused
         self._queue: SimpleQueue[Operation | None] = SimpleQueue()
@@ -72,6 +73,7 @@ class Link:
         self._again: list[Operation] = []
         self._sequences = LinkSequences(uuid.uuid4().hex[:16])
         self._ahead: Flush | None = None
+        self._lost: Identity | None = None
         self._connection: Connection | None = None
         self._down: str | None = None
         self._not_ready_since: float | None = None
@@ -227,15 +229,21 @@ class Link:
 
     def _connect(self) -> Connection:
         connection = Connection(self._url, self._timeout)
-        replies = connection.call([("SCRIPT", "LOAD", script.source) for script in scripts.ALL])
-        for reply in replies:
-            if isinstance(reply, Exception):
-                connection.close()
-                raise ConnectionLost(f"Redis is not ready: {reply}")
+        try:
+            if self._lost is not None:
+                connection.cut_off(self._lost)
+            self._lost = None
+            for reply in connection.call([("SCRIPT", "LOAD", s.source) for s in scripts.ALL]):
+                if isinstance(reply, Exception):
+                    raise ConnectionLost(f"Redis is not ready: {reply}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
+            self._lost = self._connection.identity
             self._connection.close()
             self._connection = None
 

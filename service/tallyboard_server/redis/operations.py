@@ -15,13 +15,15 @@ from tallyboard_server.redis import scripts
 class Token(NamedTuple):
     """What makes a part recognisable when it comes again.
 
-    `kind` is "p" (producer: `sequence` counts) or "r" (request: `sequence` is empty).
+    `kind` is "p" (producer: `sequence` counts) or "r" (request: `sequence` is empty). `note` is
+    kept with it: the keys of operations that were out of range, each behind a newline.
     """
 
     kind: str
     key: str
     sequence: int | str
     ttl: int
+    note: str = ""
 
 
 class Part:

@@ -1,6 +1,6 @@
 -- Adds one delta to a wide counter ("x": deleted, counts as absent). INCRBY checks 64 bits.
 
-local operation = {}
+local operation = { remembers_refusal = true }
 
 function operation.check(first, before)
   if redis.call('GET', KEYS[first]) == 'x' then
@@ -8,8 +8,9 @@ function operation.check(first, before)
     return {}
   end
   local sum = redis.pcall('INCRBY', KEYS[first], ARGV[before + first])
-  if type(sum) == 'table' and sum.err then return {1} end
-  return {}
+  if type(sum) ~= 'table' or not sum.err then return {} end
+  if string.find(sum.err, 'overflow', 1, true) then return {1} end
+  error(sum.err)
 end
 
 function operation.write(first)

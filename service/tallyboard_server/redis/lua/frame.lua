@@ -5,26 +5,32 @@
 --   write(first, before)   -> nil, or values to answer
 -- where KEYS[first..] are the operations' keys and ARGV[before + i] belongs to KEYS[i].
 --
+-- An operation with `remembers_refusal` remembers its tokens also when it is refused, with the
+-- note "\n".
+--
 -- KEYS: incarnation, dirty set, link ring, one key a token, one key an operation
 -- ARGV: incarnation expected, link sequence, link ring's size, link ring's TTL s, number of
 --       tokens, then three a token, then one an operation
---   a producer's token: "p", sequence, TTL s   (key: ring of the producer)
---   a request's token:  "r", "", TTL s         (key: the request's own)
+--   a producer's token: "p", sequence and note, TTL s   (key: ring of the producer)
+--   a request's token:  "r", note, TTL s                (key: the request's own)
+--   The note is kept with the token and told to whoever repeats it.
 -- Answers: {"ok", values...}; {"fenced", incarnation found or ""};
---          {"seen", i...} tokens (from 1) applied before; {"old", i...} tokens too old to tell
---          (0 is the link's); {"refused", i...} operations (from 1) that can't be applied.
+--          {"seen", i, note...} tokens (from 1) applied before; {"old", i...} tokens too old to
+--          tell (0 is the link's); {"refused", i...} operations (from 1) that can't be applied.
 
 local PRODUCER_RING = 256
 
 local incarnation = redis.call('GET', KEYS[1])
 if incarnation ~= ARGV[1] then return {'fenced', incarnation or ''} end
 
+-- Where a sequence belongs in a ring, what the ring says of it, and what it holds there.
 local function look(ring, sequence, size)
   local slot = sequence % size
-  local found = tonumber(redis.call('HGET', ring, slot) or '0')
-  if found == sequence then return slot, 'seen' end
-  if found > sequence then return slot, 'old' end
-  return slot, 'new'
+  local held = redis.call('HGET', ring, slot) or '0'
+  local found = tonumber(string.match(held, '^%d+'))
+  if found == sequence then return slot, 'seen', held end
+  if found > sequence then return slot, 'old', held end
+  return slot, 'new', held
 end
 
 -- A token that was seen is written again: a WAIT or WAITAOF that follows on this connection
@@ -39,40 +45,55 @@ if link_state == 'old' then return {'old', 0} end
 
 local tokens = tonumber(ARGV[5])
 local seen, old, slots = {}, {}, {}
+local function note_seen(i, note)
+  seen[#seen + 1] = i
+  seen[#seen + 1] = note
+end
+
 for i = 1, tokens do
   local key, at = KEYS[3 + i], 3 + 3 * i
   if ARGV[at] == 'p' then
-    local slot, state = look(key, tonumber(ARGV[at + 1]), PRODUCER_RING)
+    local sequence = string.match(ARGV[at + 1], '^%d+')
+    local slot, state, held = look(key, tonumber(sequence), PRODUCER_RING)
     slots[i] = slot
     if state == 'seen' then
-      redis.call('HSET', key, slot, ARGV[at + 1])
-      seen[#seen + 1] = i
+      redis.call('HSET', key, slot, held)
+      note_seen(i, string.sub(held, #sequence + 1))
     elseif state == 'old' then
       old[#old + 1] = i
     end
-  elseif redis.call('EXISTS', key) == 1 then
-    redis.call('SET', key, '', 'EX', ARGV[at + 2])
-    seen[#seen + 1] = i
+  else
+    local held = redis.call('GET', key)
+    if held then
+      redis.call('SET', key, held, 'EX', ARGV[at + 2])
+      note_seen(i, held)
+    end
   end
 end
 if #old > 0 then return {'old', unpack(old)} end
 if #seen > 0 then return {'seen', unpack(seen)} end
 
+local function remember(note)
+  for i = 1, tokens do
+    local key, at = KEYS[3 + i], 3 + 3 * i
+    if ARGV[at] == 'p' then
+      local added = redis.call('HSET', key, slots[i], ARGV[at + 1] .. note)
+      if added == 1 or slots[i] % 64 == 0 then redis.call('EXPIRE', key, ARGV[at + 2]) end
+    else
+      redis.call('SET', key, ARGV[at + 1] .. note, 'EX', ARGV[at + 2])
+    end
+  end
+end
+
 local first = 4 + tokens
 local before = 6 + 3 * tokens - first
 local refused = operation.check(first, before)
-if #refused > 0 then return {'refused', unpack(refused)} end
-local answer = operation.write(first, before)
-
-for i = 1, tokens do
-  local key, at = KEYS[3 + i], 3 + 3 * i
-  if ARGV[at] == 'p' then
-    local added = redis.call('HSET', key, slots[i], ARGV[at + 1])
-    if added == 1 or slots[i] % 64 == 0 then redis.call('EXPIRE', key, ARGV[at + 2]) end
-  else
-    redis.call('SET', key, '', 'EX', ARGV[at + 2])
-  end
+if #refused > 0 then
+  if operation.remembers_refusal then remember('\n') end
+  return {'refused', unpack(refused)}
 end
+local answer = operation.write(first, before)
+remember('')
 local added = redis.call('HSET', KEYS[3], link_slot, ARGV[2])
 if added == 1 or link_slot == 0 then redis.call('EXPIRE', KEYS[3], ARGV[4]) end
 return {'ok', unpack(answer or {})}
