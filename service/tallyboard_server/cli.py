@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tallyboard_server import __version__, calls
 from tallyboard_server.logs import configure_logs
-from tallyboard_server.processes import die_with_parent, pin_to_core
+from tallyboard_server.processes import die_with_parent, pin_to_core, prefer_throughput
 from tallyboard_server.settings import LoadedSettings, Settings, SettingsError, load_settings
 from tallyboard_server.startup import StartupError
 
@@ -123,6 +123,7 @@ def worker(index: int, ready_fd: int) -> None:
     settings = _settings_of_child(f"worker-{index}")
     if settings.pin_workers:
         pin_to_core(index)
+    prefer_throughput()
     from tallyboard_server.worker import main as run_worker
 
     sys.exit(run_worker(settings, index, ready_fd))

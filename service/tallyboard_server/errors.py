@@ -79,6 +79,11 @@ class Unavailable(TallyboardError):
     retry_after = 1.0
 
 
+def shutting_down() -> Unavailable:
+    """The error for what comes while the server ends."""
+    return Unavailable("the server is shutting down", reason="SHUTTING_DOWN")
+
+
 class DeadlineExceeded(TallyboardError):
     """Time ran out before there was an answer."""
 

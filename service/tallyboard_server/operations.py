@@ -9,11 +9,11 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tallyboard_server.checkpointer import Checkpointer, CheckpointResult
-from tallyboard_server.errors import Unavailable
+from tallyboard_server.checkpointer import Checkpointer, CheckpointResult, PartitionFenced
+from tallyboard_server.errors import DeadlineExceeded, Unavailable
 from tallyboard_server.postgres.partitions import PartitionRow, partition_states
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
-from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import dirty_key, incarnation_key
 from tallyboard_server.settings import Settings, mask_url
 
@@ -88,17 +88,18 @@ class Operations:
         """A checkpoint of some partitions, or of all if none is named.
 
         Raises:
-            Unavailable: a store is away.
+            Unavailable: a store or a partition is away.
+            DeadlineExceeded: not all of it was done in time.
         """
         checkpointer = Checkpointer(self._redis, self._pool, self._settings.partitions)
         try:
             with postgres_unavailable():
                 if not partitions:
-                    return checkpointer.checkpoint_all(deadline)
-                started = time.monotonic()
-                counters = [checkpointer.checkpoint_partition(p) for p in sorted(set(partitions))]
-                seconds = time.monotonic() - started
-                return CheckpointResult(sum(counters), len(counters), seconds, (), ())
+                    result = checkpointer.checkpoint_all(deadline)
+                    if result.unfinished:
+                        raise DeadlineExceeded("not all partitions were copied in time; try again")
+                    return result
+                return _checkpoint_some(checkpointer, sorted(set(partitions)), deadline)
         except RedisError as error:
             raise Unavailable("Redis does not answer; try again later") from error
 
@@ -129,3 +130,18 @@ class Operations:
         except (psycopg.Error, Unavailable) as error:
             return StoreState("postgres", address, False, detail=str(error)), []
         return StoreState("postgres", address, True, f"{version // 10000}.{version % 10000}"), rows
+
+
+def _checkpoint_some(
+    checkpointer: Checkpointer, partitions: list[int], deadline: float
+) -> CheckpointResult:
+    started = time.monotonic()
+    counters = 0
+    for partition in partitions:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("not all partitions were copied in time; try again")
+        try:
+            counters += checkpointer.checkpoint_partition(partition)
+        except PartitionFenced as error:
+            raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
+    return CheckpointResult(counters, len(partitions), time.monotonic() - started, (), ())

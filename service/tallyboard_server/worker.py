@@ -14,7 +14,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.operations import Operations
 from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.redis.durability import durability
-from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.rpc.counters import CounterServicer

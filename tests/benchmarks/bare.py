@@ -13,6 +13,7 @@ import grpc
 import redis
 
 from tallyboard.v1 import counters_pb2 as pb
+from tallyboard_server.processes import prefer_throughput
 
 SERVICE = "tallyboard.benchmarks.Bare"
 METHOD = "Call"
@@ -47,6 +48,7 @@ def main() -> None:
     """Serves until it is killed."""
     kind, address, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     behavior: Handler = echo if kind == "echo" else naive(sys.argv[4], threads)
+    prefer_throughput()  # as our workers do: equal settings
     server = grpc.server(ThreadPoolExecutor(threads), options=(("grpc.so_reuseport", 1),))
     handlers = {
         METHOD: grpc.unary_unary_rpc_method_handler(

@@ -7,7 +7,7 @@ import pytest
 
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.redis.durability import durability
-from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.stores import control_client

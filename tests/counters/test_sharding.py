@@ -65,3 +65,12 @@ def test_there_are_never_more_shards_than_partitions() -> None:
 def test_the_longest_prefix_counts() -> None:
     placed = sharding(by_prefix={"post:": 2, "post:4": 16, "p": 1})
     assert [placed.shards(name) for name in ("post:42", "post:1", "page", "x")] == [16, 2, 1, 8]
+
+
+@given(names, names, st.integers(1, 64), st.integers(1, 64))
+def test_what_becomes_wide_is_frozen_wherever_it_could_be(
+    tenant: str, counter: str, shards: int, token_shards: int
+) -> None:
+    any_setting = sharding(shards, token_shards)
+    possible = any_setting.possible_shards(tenant, counter)
+    assert set(any_setting.all_shards(tenant, counter)) <= set(possible)

@@ -10,7 +10,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.counters.writes import CounterWriter
 from tallyboard_server.errors import TallyboardError
 from tallyboard_server.redis.durability import durability
-from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, producer_key
 from tallyboard_server.redis.operations import Token
 from tallyboard_server.redis.store import RedisStore

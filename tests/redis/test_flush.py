@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 
 from tallyboard_server.errors import OutcomeUnknown, SequenceTooOld, TallyboardError, Unavailable
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.flush import (
-    MAX_CALL_OPERATIONS,
-    MAX_CALLS,
-    MAX_DELTA,
-    MAX_MGET_KEYS,
-    Fences,
-    Flush,
-    LinkSequences,
-)
+from tallyboard_server.redis.calls import MAX_CALL_OPERATIONS, MAX_DELTA, LinkSequences
+from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.flush import MAX_CALLS, Flush
+from tallyboard_server.redis.gets import MAX_MGET_KEYS
 from tallyboard_server.redis.operations import Command, Operation, Part, Read, Token, Write
 
 _PARTITIONS = 3

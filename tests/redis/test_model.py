@@ -121,10 +121,10 @@ class AgainstDictionary(RuleBasedStateMachine):
     def clear(self, at: int, name: str, verb: str) -> Request:
         request = Request(str(uuid.uuid4()), verb, ((name, 0),))
         self._send(at, request)
-        if verb == "reset":
-            self.model[name] = 0
-        else:
+        if verb == "delete":
             self.model.pop(name, None)
+        elif name in self.model:
+            self.model[name] = 0
         return request
 
     @rule(at=st.integers(0, 1), request=requests)

@@ -141,6 +141,37 @@ def test_a_reset_counter_exists_at_0(counters: CounterServiceStub, name: str) ->
     assert (count.value, count.exists) == (0, True)
 
 
+def test_a_reset_makes_no_counter(counters: CounterServiceStub, name: str) -> None:
+    answer = counters.ResetCounter(pb.ResetCounterRequest(counter=name), timeout=10)
+    assert not answer.count.exists
+
+
+def test_a_wide_counter_stays_whole_when_shards_are_added(
+    counters: CounterServiceStub, name: str
+) -> None:
+    """`many:` has 64 shards and `one:` one: becoming wide freezes all there could be."""
+    add(counters, f"one:{name}", 2**60)
+    for _ in range(20):
+        add(counters, f"one:{name}", 1, str(uuid.uuid4()))
+    assert get(counters, f"one:{name}", exact=True).value == 2**60 + 20
+
+
+def test_what_was_out_of_range_stays_so_for_its_request(
+    counters: CounterServiceStub, name: str
+) -> None:
+    add(counters, name, 2**63 - 1)
+    request = pb.IncrementRequest(counter=name, delta=1, request_id=str(uuid.uuid4()))
+    first = refusal(counters.Increment, request).reason
+    add(counters, name, -100)
+    second = refusal(counters.Increment, request).reason
+    value = get(counters, name, exact=True).value
+    assert (first, second, value) == (
+        "COUNTER_OUT_OF_RANGE",
+        "COUNTER_OUT_OF_RANGE",
+        2**63 - 101,
+    )
+
+
 def test_a_repeated_reset_spares_what_came_after(counters: CounterServiceStub, name: str) -> None:
     request = pb.ResetCounterRequest(counter=name, request_id=str(uuid.uuid4()))
     counters.ResetCounter(request, timeout=10)

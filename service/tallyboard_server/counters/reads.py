@@ -7,6 +7,7 @@ that is read, so that a second worker does not add up the shards again.
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from tallyboard_server.counters.model import Count, Source
@@ -117,14 +118,18 @@ class CountReader:
                     mine[counter] = self._loads[tenant, counter] = _Load()
                 else:
                     others[counter] = load
+        oldest = time.time() - max_staleness
         counts = self._load_mine(tenant, mine, max_staleness, deadline) if mine else {}
         for counter, load in others.items():
             if not load.done.wait(max(0.0, deadline - time.monotonic())):
                 raise DeadlineExceeded("the count was not loaded before the deadline of the call")
-            if load.count is None:
+            if load.count is not None and load.count.as_of >= oldest:
+                counts[counter] = load.count
+            elif load.count is None and not isinstance(load.error, DeadlineExceeded):
                 raise load.error or TallyboardError("a load ended without a count")
-            counts[counter] = load.count
-        return counts
+        # Others asked for less, or had less time.
+        left = [counter for counter in counters if counter not in counts]
+        return counts | self._fetch(tenant, left, max_staleness, deadline) if left else counts
 
     def _load_mine(
         self, tenant: str, loads: dict[str, _Load], max_staleness: float, deadline: float
@@ -174,7 +179,8 @@ class CountReader:
     def _share(self, tenant: str, count: Count) -> None:
         key = aggregate_key(self._sharding.home(tenant, count.counter), tenant, count.counter)
         value = f"{count.value}:{int(count.exists)}:{count.as_of:.6f}"
-        self._store.send(("SET", key, value, "PX", self._ttl_ms))
+        with suppress(TallyboardError):  # a favour to others: the count itself is there
+            self._store.send(("SET", key, value, "PX", self._ttl_ms))
 
 
 def _parse_aggregate(counter: str, value: bytes | None) -> Count | None:

@@ -11,7 +11,7 @@ from tallyboard_server.counters.stream import IncrementStream
 from tallyboard_server.counters.watch import WatchHub
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.counters.writes import CounterWriter
-from tallyboard_server.errors import Unavailable
+from tallyboard_server.errors import shutting_down
 from tallyboard_server.postgres.counters import CounterPage, list_counters
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis.store import RedisStore
@@ -55,7 +55,7 @@ class Counters:
         stream = IncrementStream(self.writer, tenant, self._producer_ttl, self._patience)
         with self._lock:
             if self._draining:
-                raise _shutting_down()
+                raise shutting_down()
             self._streams.add(stream)
         return stream
 
@@ -84,9 +84,5 @@ class Counters:
             self._draining = True
             streams = list(self._streams)
         for stream in streams:
-            stream.finish(_shutting_down())
+            stream.finish(shutting_down())
         self.hub.close()
-
-
-def _shutting_down() -> Unavailable:
-    return Unavailable("the server is shutting down", reason="SHUTTING_DOWN")

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from tallyboard_server.redis.keys import home_partition, place_shard
+from tallyboard_server.settings import MAX_SHARDS
 
 Place = tuple[int, str]  # partition and key
-# What is kept so that a hot counter is placed once: counters a map, and maps.
-_MAX_PLACES = 1 << 17
-_MAX_PLACES_MAPS = 64
+# Kept so that a hot counter is placed once.
+_MAX_PLACES = 1 << 18
 
 
 class _Places(dict[str, Place]):
@@ -33,6 +33,7 @@ class _Places(dict[str, Place]):
             shard = self._sharding.own_shard(counter)
         place = place_shard(self._tenant, counter, shard, self._sharding.partitions)
         self[counter] = place
+        self._sharding.note_place()
         return place
 
 
@@ -64,6 +65,7 @@ class Sharding:
         self._history = [*history, ("", default_shards), ("", token_shards), *by_prefix.items()]
         self._token_shards = min(token_shards, partitions)
         self._places: dict[tuple[str, int | None], _Places] = {}
+        self._placed = 0  # about: counted without a lock
         self.shards = lru_cache(maxsize=1 << 16)(self._shards)
         self.read_shards = lru_cache(maxsize=1 << 16)(self._read_shards)
 
@@ -91,12 +93,15 @@ class Sharding:
         shard = None if token is None else zlib.crc32(token.encode()) % self._token_shards
         places = self._places.get((tenant, shard))
         if places is None:
-            if len(self._places) >= _MAX_PLACES_MAPS:
-                self._places.clear()
             places = self._places[tenant, shard] = _Places(self, tenant, shard)
-        elif len(places) > _MAX_PLACES:
-            places.clear()
         return places
+
+    def note_place(self) -> None:
+        """Counts what is kept, and forgets all of it when it is too much."""
+        self._placed += 1
+        if self._placed > _MAX_PLACES:
+            self._placed = 0
+            self._places.clear()
 
     def own_shard(self, counter: str) -> int:
         """The shard of a write without a token."""
@@ -105,6 +110,13 @@ class Sharding:
     def home(self, tenant: str, counter: str) -> int:
         """The counter's home partition."""
         return home_partition(tenant, counter, self.partitions)
+
+    def possible_shards(self, tenant: str, counter: str) -> list[Place]:
+        """Every shard that the counter could have under any setting."""
+        return [
+            place_shard(tenant, counter, shard, self.partitions)
+            for shard in range(min(MAX_SHARDS, self.partitions))
+        ]
 
     def all_shards(self, tenant: str, counter: str) -> list[tuple[int, str]]:
         """Partition and key of every shard that the counter may have, the home first."""

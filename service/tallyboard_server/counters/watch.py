@@ -13,7 +13,7 @@ import structlog
 
 from tallyboard_server.counters.model import Count
 from tallyboard_server.counters.reads import CountReader
-from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable
+from tallyboard_server.errors import Overloaded, TallyboardError, shutting_down
 
 _log = structlog.get_logger(__name__)
 _TICK = 0.1
@@ -50,6 +50,7 @@ class Watcher:
         self.cancel = cancel
         self.sent: dict[str, tuple[int, bool]] = {}
         self.due = 0.0
+        self.is_queued = False
         self.busy_since: float | None = None
 
     def changed(self, counts: dict[str, Count]) -> list[Count]:
@@ -86,7 +87,7 @@ class WatchHub:
             Unavailable: the server is stopping.
         """
         if self._closing.is_set():
-            raise Unavailable("the server is shutting down", reason="SHUTTING_DOWN")
+            raise shutting_down()
         with self._lock:
             if len(self._watchers) >= self._max:
                 raise Overloaded(f"this worker has its {self._max:,} watchers already")
@@ -98,15 +99,14 @@ class WatchHub:
             self._watchers.discard(watcher)
 
     def close(self) -> None:
-        """Ends all watches with SHUTTING_DOWN, and the threads."""
+        """Ends all watches with SHUTTING_DOWN, and the threads, within two seconds."""
         self._closing.set()
-        self._threads[0].join(_READ_TIMEOUT * 2)
-        self._end_all(self._snapshot(), Unavailable("the server is shutting down",
-                                                    reason="SHUTTING_DOWN"))  # fmt: skip
+        self._end_all(self._snapshot(), shutting_down())
         for _ in range(_SENDERS):
             self._queue.put(None)
-        for thread in self._threads[1:]:
-            thread.join(_STALL)
+        until = time.monotonic() + 2.0
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _snapshot(self) -> list[Watcher]:
         with self._lock:
@@ -123,11 +123,11 @@ class WatchHub:
         now = time.monotonic()
         by_tenant: dict[str, list[Watcher]] = {}
         for watcher in watchers:
-            if watcher.busy_since is not None:
-                if now - watcher.busy_since > _STALL:
-                    self.remove(watcher)
-                    watcher.cancel()
-            elif watcher.due <= now:
+            busy_since = watcher.busy_since
+            if busy_since is not None and now - busy_since > _STALL:
+                self.remove(watcher)
+                watcher.cancel()
+            elif not watcher.is_queued and watcher.due <= now:
                 by_tenant.setdefault(watcher.tenant, []).append(watcher)
         for tenant, due in by_tenant.items():
             self._serve_tenant(tenant, due, now)
@@ -147,7 +147,7 @@ class WatchHub:
             changed = watcher.changed(counts)
             if changed:
                 watcher.due = now + watcher.min_interval
-                watcher.busy_since = now
+                watcher.is_queued = True
                 self._queue.put((watcher, changed))
 
     def _end_all(self, watchers: list[Watcher], error: TallyboardError) -> None:
@@ -158,6 +158,7 @@ class WatchHub:
     def _send(self) -> None:
         while (item := self._queue.get()) is not None:
             watcher, counts = item
+            watcher.busy_since = time.monotonic()
             try:
                 watcher.send(counts)
                 watcher.sent.update({c.counter: (c.value, c.exists) for c in counts})
@@ -166,3 +167,4 @@ class WatchHub:
                 self.remove(watcher)
             finally:
                 watcher.busy_since = None
+                watcher.is_queued = False

@@ -12,7 +12,6 @@ import structlog
 
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.errors import (
-    OutcomeUnknown,
     OutOfRange,
     Overloaded,
     TallyboardError,
@@ -30,7 +29,7 @@ from tallyboard_server.redis.store import RedisStore
 
 _log = structlog.get_logger(__name__)
 _MAX_WAITING = 10_000
-_VERBS = {"reset": "wide_reset", "zero": "wide_reset", "delete": "wide_delete"}
+_VERBS = {"reset": "wide_reset", "delete": "wide_delete"}
 
 
 class WideCounters:
@@ -59,9 +58,12 @@ class WideCounters:
             part.done(Overloaded("too many updates of very large counters wait"))
 
     def close(self) -> None:
-        """Ends the thread after what waits."""
-        self._queue.put(None)
-        self._thread.join(self._timeout * 2)
+        """Ends the thread after what waits, within a limit."""
+        try:
+            self._queue.put(None, timeout=self._timeout)
+        except Full:
+            _log.warning("wide counters given up at the end", waiting=self._queue.qsize())
+        self._thread.join(self._timeout)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -75,19 +77,13 @@ class WideCounters:
                 part.done(TallyboardError(f"internal error: {type(error).__name__}"))
 
     def _settle(self, part: Part, keys: list[str]) -> None:
-        applied = 0
-        try:
-            for key in keys:
-                applied += self._apply(part, key)
-            part.operations = {k: v for k, v in part.operations.items() if k not in keys}
-            if part.operations or part.token is not None:
-                self._store.submit((part,), len(part.operations))
-                return
-        except TallyboardError as error:
-            if applied and part.token is None:
-                raise OutcomeUnknown(f"a part of the write counted, and then: {error}") from error
-            raise
-        part.done()
+        for key in keys:
+            part.counted |= self._apply(part, key)
+        part.operations = {k: v for k, v in part.operations.items() if k not in keys}
+        if part.operations or part.token is not None:
+            self._store.submit((part,), len(part.operations))
+        else:
+            part.done()
 
     def _apply(self, part: Part, key: str) -> bool:
         """Applies one operation; False if the counter would leave its range."""
@@ -117,12 +113,15 @@ class WideCounters:
     def _widen(self, tenant: str, counter: str) -> None:
         """Makes the counter wide; again, or by two at once, changes nothing."""
         deadline = time.monotonic() + self._timeout
-        shards = self._sharding.all_shards(tenant, counter)
-        freezes = [self._call(scripts.FREEZE, partition, key) for partition, key in shards]
-        total = sum(int(value) for value in self._values(freezes, deadline))
         home = self._sharding.home(tenant, counter)
-        widen = self._call(scripts.WIDEN, home, wide_key(home, tenant, counter), total)
-        self._values([widen], deadline)
+        key = wide_key(home, tenant, counter)
+        if self._store.get([key], deadline, (home,))[0] is not None:
+            return
+        # All that any setting could give it: a shard that is added later must be frozen too.
+        shards = self._sharding.possible_shards(tenant, counter)
+        freezes = [self._call(scripts.FREEZE, *shard) for shard in shards]
+        total = sum(int(value) for value in self._values(freezes, deadline))
+        self._values([self._call(scripts.WIDEN, home, key, total)], deadline)
 
     def _call(
         self, script: scripts.Script, partition: int, key: str, *arguments: int

@@ -9,9 +9,9 @@ from tallyboard_server.counters.model import MAX_VALUE
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
-from tallyboard_server.errors import OutcomeUnknown, OutOfRange, TallyboardError
+from tallyboard_server.errors import DeadlineExceeded, OutcomeUnknown, OutOfRange, TallyboardError
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.flush import MAX_DELTA
+from tallyboard_server.redis.calls import MAX_DELTA
 from tallyboard_server.redis.keys import parse_counter_key
 from tallyboard_server.redis.operations import Part, Token, Write
 from tallyboard_server.redis.store import RedisStore
@@ -144,7 +144,7 @@ class CounterWriter:
         """Resets or deletes a counter.
 
         Args:
-            verb: "reset" (to zero, made if it is not there) or "delete".
+            verb: "reset" (to zero, if it is there) or "delete".
 
         Returns:
             whether it existed, and whether this was a repeat.
@@ -154,14 +154,14 @@ class CounterWriter:
         shards = self._sharding.all_shards(tenant, counter)
 
         def parts(write: Write) -> None:
-            for index, (partition, key) in enumerate(shards):
-                what = "zero" if verb == "reset" and index == 0 else verb
+            for partition, key in shards:
                 token = None
                 if request_id:
                     token = self._requests.token(partition, tenant, request_id)
-                write.add(Part(write, partition, {key: what}, token, scripts.CLEAR))
+                write.add(Part(write, partition, {key: verb}, token, scripts.CLEAR))
 
-        write = self._store.write(parts, len(shards), deadline)
+        write = self._store.write(parts, len(shards), deadline, raises=False)
+        _raise_error(write)
         return write.existed > 0, write.duplicate
 
     def add_parts(
@@ -209,11 +209,8 @@ class CounterWriter:
 
     def _collect(self, write: Write, result: WriteResult) -> None:
         """Turns the outcome of a unary batch into one result."""
-        errors = [part.error for part in write.parts if part.error is not None]
-        whole = len(errors) == len(write.parts)
-        if errors and (whole or write.parts[0].token is not None):
-            unknown = [error for error in errors if isinstance(error, OutcomeUnknown)]
-            raise (unknown or errors)[0]
+        if write.parts[0].token is not None or all(part.error for part in write.parts):
+            _raise_error(write)
         for part in write.parts:
             if part.error is not None:
                 for key in part.operations:
@@ -226,6 +223,23 @@ class CounterWriter:
         for key in write.out_of_range:
             counter = parse_counter_key(key.encode()).counter
             result.failures[counter] = OutOfRange(_OUT_OF_RANGE)
+
+
+def _raise_error(write: Write) -> None:
+    """Raises the error of a write that failed, in whole or in part.
+
+    Raises:
+        OutcomeUnknown: some of it may have counted, and sending it again could count it twice.
+        TallyboardError: otherwise, the first error.
+    """
+    errors = [part.error for part in write.parts if part.error is not None]
+    for error in errors:
+        if isinstance(error, OutcomeUnknown | DeadlineExceeded):
+            raise error
+    if errors and len(errors) < len(write.parts) and write.parts[0].token is None:
+        raise OutcomeUnknown(f"a part of the write was applied, and another was not: {errors[0]}")
+    if errors:
+        raise errors[0]
 
 
 def _no_token(partition: int) -> Token | None:

@@ -16,12 +16,14 @@ from typing import Any
 
 import structlog
 
-from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable
+from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable, shutting_down
 from tallyboard_server.redis import scripts
+from tallyboard_server.redis.calls import LinkSequences, Outcome, unanswered
 from tallyboard_server.redis.connection import Connection, ConnectionLost, Identity, NoAnswer
 from tallyboard_server.redis.durability import Durability
-from tallyboard_server.redis.flush import Fences, Flush, LinkSequences, Outcome, unanswered
-from tallyboard_server.redis.operations import Operation, Part
+from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.flush import Flush
+from tallyboard_server.redis.operations import Operation, Part, Read
 
 _log = structlog.get_logger(__name__)
 
@@ -102,7 +104,7 @@ class Link:
         if self._waiting + size > self._max_pending:
             raise Overloaded(f"more than {self._max_pending} operations wait for Redis")
         if self._closing.is_set():
-            raise Unavailable("the server is shutting down", reason="SHUTTING_DOWN")
+            raise shutting_down()
         self._waiting += size
         put = self._queue.put
         for operation in operations:
@@ -138,12 +140,12 @@ class Link:
                 first = queue.get(timeout=patience)
                 if first is not None:
                     operations.append(first)
-                    size += len(first.operations) if type(first) is Part else 1
+                    size += _size(first)
             while size < MAX_FLUSH_OPERATIONS:
                 operation = queue.get_nowait()
                 if operation is not None:
                     operations.append(operation)
-                    size += len(operation.operations) if type(operation) is Part else 1
+                    size += _size(operation)
         except Empty:
             pass
         self._waiting = 0 if queue.empty() else max(0, self._waiting - size)
@@ -284,6 +286,13 @@ class Link:
         self._down = None
         _log.info("redis back", link=self._thread.name)
         return _RECONNECT_FIRST
+
+
+def _size(operation: Operation) -> int:
+    """How many keys it has."""
+    if type(operation) is Part:
+        return len(operation.operations) or 1
+    return len(operation.keys) if type(operation) is Read else 1
 
 
 def _fail(operation: Operation, error: TallyboardError) -> None:

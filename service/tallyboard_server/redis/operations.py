@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from tallyboard_server.errors import TallyboardError
+from tallyboard_server.errors import OutcomeUnknown, TallyboardError
 from tallyboard_server.redis import scripts
 
 
@@ -31,10 +31,11 @@ class Part:
 
     Attributes:
         bound: no delta is further from 0.
+        counted: whether some of it has counted already.
         error: why it failed, once it is over.
     """
 
-    __slots__ = ("bound", "error", "operations", "partition", "script", "token", "write")
+    __slots__ = ("bound", "counted", "error", "operations", "partition", "script", "token", "write")
 
     def __init__(
         self,
@@ -51,10 +52,13 @@ class Part:
         self.token = token
         self.script = script
         self.bound = bound
+        self.counted = False
         self.error: TallyboardError | None = None
 
     def done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:
         """Ends the part: applied, seen before, or failed. Called exactly once."""
+        if error is not None and self.counted and self.token is None:
+            error = OutcomeUnknown(f"some of the write counted, and then: {error}")
         self.error = error
         self.write.part_done(error, seen=seen)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tallyboard_server.errors import DeadlineExceeded
 from tallyboard_server.redis.durability import Durability
-from tallyboard_server.redis.flush import Fences
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.link import Link
 from tallyboard_server.redis.operations import Command, Part, Read, Write
 
@@ -53,11 +53,6 @@ class RedisStore:
             for name in ("writes", "reads")
         ]
         self._writes, self._reads = self._links
-
-    @property
-    def down(self) -> str | None:
-        """Why Redis is away, or None."""
-        return self._writes.down or self._reads.down
 
     def submit(self, parts: Sequence[Part], size: int) -> None:
         """Submits parts of a write whose `on_done` tells when it is over.

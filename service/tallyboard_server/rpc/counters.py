@@ -1,6 +1,7 @@
 """CounterService: protobuf in, plain calls of the domain, protobuf out."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
@@ -16,7 +17,7 @@ from tallyboard_server.counters.model import Count
 from tallyboard_server.counters.service import Counters
 from tallyboard_server.counters.stream import WINDOW
 from tallyboard_server.counters.watch import Watcher
-from tallyboard_server.errors import TallyboardError, Unavailable
+from tallyboard_server.errors import OutcomeUnknown, TallyboardError, Unavailable
 from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.stack import Caller, Stack, checked
@@ -50,7 +51,7 @@ class CounterServicer:
         )
         response = pb.IncrementResponse(duplicate=duplicate)
         if request.return_count:
-            response.count.CopyFrom(self._exact(caller, counter))
+            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id))
         return response
 
     def batch_increment(
@@ -180,7 +181,7 @@ class CounterServicer:
     ) -> pb.ResetCounterResponse:
         """Sets a counter to 0."""
         _, duplicate = self._clear(request, caller, "reset")
-        count = self._exact(caller, request.counter)
+        count = self._exact_after_write(caller, request.counter, request.request_id)
         return pb.ResetCounterResponse(count=count, duplicate=duplicate)
 
     def delete_counter(
@@ -207,8 +208,10 @@ class CounterServicer:
             interval = validation.seconds("min_interval", request.min_interval, 0.1, 3600)
         context = caller.context
 
+        started = time.perf_counter()
+
         def end(error: TallyboardError) -> None:
-            self._stack.ended_with("WatchCounters", context, error)
+            self._stack.ended_with("WatchCounters", context, error, started)
             send(None)
 
         def send_counts(counts: list[Count]) -> None:
@@ -218,9 +221,9 @@ class CounterServicer:
             caller.tenant, request.counters, interval, send_counts, end, context.cancel
         )
         hub = self._counters.hub
-        if not context.add_callback(lambda: hub.remove(watcher)):
-            return
         hub.add(watcher)
+        if not context.add_callback(lambda: hub.remove(watcher)):
+            hub.remove(watcher)  # the caller is gone already
 
     def _clear(
         self, request: pb.ResetCounterRequest | pb.DeleteCounterRequest, caller: Caller, verb: str
@@ -234,6 +237,15 @@ class CounterServicer:
     def _exact(self, caller: Caller, counter: str) -> pb.Count:
         reader = self._counters.reader
         return to_proto(reader.exact(caller.tenant, (counter,), caller.deadline)[0])
+
+    def _exact_after_write(self, caller: Caller, counter: str, request_id: str) -> pb.Count:
+        """The count behind a write. Its failure must not invite a caller to write again."""
+        try:
+            return self._exact(caller, counter)
+        except TallyboardError as error:
+            if request_id:
+                raise
+            raise OutcomeUnknown(f"it counted, but the count can't be read: {error}") from error
 
     def _staleness(
         self, request: pb.GetCounterRequest | pb.BatchGetCountersRequest

@@ -1,5 +1,6 @@
 """Builds a worker's gRPC server: every RPC of the contract, health and reflection."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
     operations_pb2.DESCRIPTOR.services_by_name["OperationsService"],
 )
 _READS = ("Get", "List", "BatchGet", "Watch")
+# What waits for Postgres has threads of its own, so that a slow one delays nothing else.
+_POSTGRES = ("tallyboard.v1.CounterService.ListCounters",)
+_POSTGRES_THREADS = 4
 _OTHER_THREADS = 8
 # Threads that tell callers that all threads for streams are taken.
 _REFUSERS = 4
@@ -53,6 +57,7 @@ class Server:
         self._writes = ThreadPoolExecutor(settings.write_threads, "writes")
         self._reads = ThreadPoolExecutor(settings.read_threads, "reads")
         self._streams = ThreadPoolExecutor(settings.stream_threads + _REFUSERS, "streams")
+        self._postgres = ThreadPoolExecutor(_POSTGRES_THREADS, "postgres")
         self._others = ThreadPoolExecutor(_OTHER_THREADS, "others")  # health, reflection
         self._server = grpc.server(
             self._others,
@@ -105,7 +110,7 @@ class Server:
     def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those under way up to `grace` seconds, then cuts them."""
         self._server.stop(grace).wait()
-        for pool in (self._writes, self._reads, self._streams, self._others):
+        for pool in (self._writes, self._reads, self._streams, self._postgres, self._others):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _add(self, service: ServiceDescriptor, servicer: object) -> None:
@@ -119,6 +124,8 @@ class Server:
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         handle = getattr(servicer, _snake(method.name), None)
         pool = self._reads if method.name.startswith(_READS) else self._writes
+        if method.full_name in _POSTGRES or method.containing_service.name == "OperationsService":
+            pool = self._postgres
         if method.client_streaming or (method.server_streaming and pool is self._writes):
             pool = self._streams
         if handle is None:
@@ -154,10 +161,11 @@ class Server:
         """A handler that starts a watch and gives its thread back."""
 
         def call(request: Any, context: grpc.ServicerContext, send: Callable[..., None]) -> None:
+            started = time.perf_counter()
             try:
                 handle(checked(request), Caller(context, self._settings.call_timeout), send)
             except Exception as error:
-                self._stack.ended_with(name, context, error)
+                self._stack.ended_with(name, context, error, started)
                 send(None)
 
         call.experimental_non_blocking = True  # type: ignore[attr-defined]

@@ -156,13 +156,15 @@ class Stack:
         finally:
             self._streams.release()
 
-    def ended_with(self, method: str, context: grpc.ServicerContext, error: Exception) -> None:
+    def ended_with(
+        self, method: str, context: grpc.ServicerContext, error: Exception, started: float
+    ) -> None:
         """Sets the status of a call that ends outside its handler, and logs it."""
         status = status_of(error)
         context.set_code(status.code)
         context.set_details(status.details)
         context.set_trailing_metadata(status.trailing_metadata)
-        self._ended(method, context, time.perf_counter(), status.code.name, error)
+        self._ended(method, context, started, status.code.name, error)
 
     def _abort(
         self, method: str, context: grpc.ServicerContext, error: Exception, started: float

@@ -53,9 +53,8 @@ class Consistency(_message.Message):
     configured otherwise.
 
     Every answer says how good it is in its own `as_of` and `source`. While Redis is unavailable, a
-    read without a `level` is answered from Postgres with SOURCE_DURABLE, whatever the age; one with
-    `max_staleness` too if the last checkpoint is young enough, and with UNAVAILABLE if not; one
-    with `exact` fails with UNAVAILABLE.
+    server may answer from Postgres with SOURCE_DURABLE, but never a read with `exact`, nor one with a
+    `max_staleness` that the last checkpoint exceeds. A read that it can't answer is UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -207,8 +207,7 @@ class BatchIncrementResponse(_message.Message):
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[_status_pb2.ItemStatus]:
         """The items that did not count, by ascending index; empty if all did. Possible reasons:
-        NAME_INVALID, DELTA_ZERO, COUNTER_OUT_OF_RANGE, REDIS_UNAVAILABLE, PARTITION_UNAVAILABLE,
-        OUTCOME_UNKNOWN.
+        COUNTER_OUT_OF_RANGE, REDIS_UNAVAILABLE, PARTITION_UNAVAILABLE, OUTCOME_UNKNOWN.
         """
 
     def __init__(

@@ -123,8 +123,9 @@ class CounterServiceServicer:
         items naming the same counter are applied as one: they count or fail together.
 
         The call fails as a whole, and nothing counts, when the request itself is at fault:
-        TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), REQUEST_ID_INVALID and REQUEST_ID_REUSED
-        (INVALID_ARGUMENT). What is wrong with one item is in `failures`.
+        TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), NAME_INVALID and DELTA_ZERO with the paths of
+        the items, REQUEST_ID_INVALID and REQUEST_ID_REUSED (INVALID_ARGUMENT). An item that is well
+        formed and can't count is in `failures`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

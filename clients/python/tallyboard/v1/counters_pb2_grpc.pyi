@@ -57,8 +57,9 @@ class CounterServiceStub:
     items naming the same counter are applied as one: they count or fail together.
 
     The call fails as a whole, and nothing counts, when the request itself is at fault:
-    TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), REQUEST_ID_INVALID and REQUEST_ID_REUSED
-    (INVALID_ARGUMENT). What is wrong with one item is in `failures`.
+    TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), NAME_INVALID and DELTA_ZERO with the paths of
+    the items, REQUEST_ID_INVALID and REQUEST_ID_REUSED (INVALID_ARGUMENT). An item that is well
+    formed and can't count is in `failures`.
     """
     StreamIncrements: _grpc.StreamStreamMultiCallable[_counters_pb2.StreamIncrementsRequest, _counters_pb2.StreamIncrementsResponse]
     """The way for many increments: the caller sends numbered batches and the server acknowledges
@@ -149,8 +150,9 @@ class CounterServiceAsyncStub(CounterServiceStub):
     items naming the same counter are applied as one: they count or fail together.
 
     The call fails as a whole, and nothing counts, when the request itself is at fault:
-    TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), REQUEST_ID_INVALID and REQUEST_ID_REUSED
-    (INVALID_ARGUMENT). What is wrong with one item is in `failures`.
+    TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), NAME_INVALID and DELTA_ZERO with the paths of
+    the items, REQUEST_ID_INVALID and REQUEST_ID_REUSED (INVALID_ARGUMENT). An item that is well
+    formed and can't count is in `failures`.
     """
     StreamIncrements: _aio.StreamStreamMultiCallable[_counters_pb2.StreamIncrementsRequest, _counters_pb2.StreamIncrementsResponse]  # type: ignore[assignment]
     """The way for many increments: the caller sends numbered batches and the server acknowledges
@@ -250,8 +252,9 @@ class CounterServiceServicer(metaclass=_abc_1.ABCMeta):
         items naming the same counter are applied as one: they count or fail together.
 
         The call fails as a whole, and nothing counts, when the request itself is at fault:
-        TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), REQUEST_ID_INVALID and REQUEST_ID_REUSED
-        (INVALID_ARGUMENT). What is wrong with one item is in `failures`.
+        TOO_MANY_ITEMS, FIELD_INVALID (no deltas at all), NAME_INVALID and DELTA_ZERO with the paths of
+        the items, REQUEST_ID_INVALID and REQUEST_ID_REUSED (INVALID_ARGUMENT). An item that is well
+        formed and can't count is in `failures`.
         """
 
     @_abc_1.abstractmethod

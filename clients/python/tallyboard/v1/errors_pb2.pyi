@@ -140,12 +140,13 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 
     Beside it there may be a google.rpc.BadRequest with the paths of the fields at fault, a
     google.rpc.RetryInfo with the least time to wait, and a google.rpc.QuotaFailure. UNAVAILABLE
-    means that nothing was applied and the same call may be made again. A write whose answer was
-    lost is DEADLINE_EXCEEDED with the reason OUTCOME_UNKNOWN: repeating it is safe if it carried a
-    `request_id`.
+    means that making the same call again can't count twice: nothing was applied, or the call carried
+    a `request_id`. A write without one whose answer was lost is DEADLINE_EXCEEDED with the reason
+    OUTCOME_UNKNOWN.
 
-    One error comes from the transport, before the service sees the call, and has no details: a
-    message above the limit (4 MiB unless configured otherwise) may be RESOURCE_EXHAUSTED alone.
+    Two errors come from the transport, before the service sees the call, and have no details: a
+    message far above the limit (4 MiB unless configured otherwise), and a call more than a worker
+    holds at once (10,000), are RESOURCE_EXHAUSTED alone.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0

@@ -1,5 +1,6 @@
 -- Adds deltas to shards of counters. Lua's numbers are doubles, exact up to 2^53, and a sum just
--- beyond is rounded back to 2^53: a shard stays below that. A frozen shard ("w<integer>") is not a number and takes no delta.
+-- beyond is rounded back to 2^53: a shard stays below that. A frozen shard ("w<integer>") is not
+-- a number and takes no delta.
 
 local LIMIT = 9007199254740991
 local PLAIN = 1125899906842624 -- up to here every Redis writes a number as an integer

@@ -73,12 +73,17 @@ end
 if #old > 0 then return {'old', unpack(old)} end
 if #seen > 0 then return {'seen', unpack(seen)} end
 
+-- A ring in use lives on: its time is set anew when half of it is over.
+local function keep(ring, ttl)
+  if redis.call('TTL', ring) < tonumber(ttl) / 2 then redis.call('EXPIRE', ring, ttl) end
+end
+
 local function remember(note)
   for i = 1, tokens do
     local key, at = KEYS[3 + i], 3 + 3 * i
     if ARGV[at] == 'p' then
-      local added = redis.call('HSET', key, slots[i], ARGV[at + 1] .. note)
-      if added == 1 or slots[i] % 64 == 0 then redis.call('EXPIRE', key, ARGV[at + 2]) end
+      redis.call('HSET', key, slots[i], ARGV[at + 1] .. note)
+      keep(key, ARGV[at + 2])
     else
       redis.call('SET', key, ARGV[at + 1] .. note, 'EX', ARGV[at + 2])
     end
@@ -94,6 +99,6 @@ if #refused > 0 then
 end
 local answer = operation.write(first, before)
 remember('')
-local added = redis.call('HSET', KEYS[3], link_slot, ARGV[2])
-if added == 1 or link_slot == 0 then redis.call('EXPIRE', KEYS[3], ARGV[4]) end
+redis.call('HSET', KEYS[3], link_slot, ARGV[2])
+keep(KEYS[3], ARGV[4])
 return {'ok', unpack(answer or {})}

@@ -1,0 +1,237 @@
+"""Script calls: parts merged into one call a partition, and what its answer means for them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+
+from tallyboard_server.errors import (
+    OutcomeUnknown,
+    OutOfRange,
+    SequenceTooOld,
+    TallyboardError,
+    Unavailable,
+)
+from tallyboard_server.redis import keys, scripts
+from tallyboard_server.redis.operations import Operation, Part
+
+# A script call holds Redis up for about 2 µs an operation, and Lua's unpack() takes fewer than
+# 8,000 values: two for each token.
+MAX_CALL_OPERATIONS = 2048
+LINK_RING = 64
+LINK_TTL = 3 * 24 * 3600
+# A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
+MAX_DELTA = 1 << 52
+
+_NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
+_TOO_OLD = (
+    "the sequence is more than 256 behind the newest one of this producer: whether it was "
+    "counted is no longer known"
+)
+
+
+class LinkSequences:
+    """A link's identity and its next sequence in each partition. Owned by the link's thread."""
+
+    def __init__(self, link: str) -> None:
+        self.link = link
+        self._next: dict[int, int] = {}
+
+    def take(self, partition: int) -> int:
+        """A sequence never used before in this partition; the first is 1."""
+        sequence = self._next.get(partition, 1)
+        self._next[partition] = sequence + 1
+        return sequence
+
+
+@dataclass
+class ScriptCall:
+    """A call of a script for one partition and the parts it carries."""
+
+    partition: int
+    script: scripts.Script
+    parts: list[Part] = field(default_factory=list)
+    operations: dict[str, Any] = field(default_factory=dict)
+    bound: int = 0
+    tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """How many operations it has."""
+        return len(self.operations)
+
+    def takes(self, part: Part) -> bool:
+        """Adds the part, unless it needs another call. An empty call takes any part."""
+        token = part.token
+        if token is not None and (token.key, token.sequence) in self.tokens:
+            return False
+        if not self._merge(part):
+            return False
+        if token is not None:
+            self.tokens[token.key, token.sequence] = part
+        self.parts.append(part)
+        return True
+
+    def _merge(self, part: Part) -> bool:
+        merged, operations = self.operations, part.operations
+        if not self.parts:
+            self.operations = operations
+            self.bound = part.bound
+            return True
+        if max(len(merged) + len(operations), len(self.parts)) > MAX_CALL_OPERATIONS:
+            return False
+        if self.bound + part.bound > MAX_DELTA:
+            return False  # a sum may not be exact in Lua
+        if len(self.parts) == 1:
+            merged = self.operations = dict(merged)
+        self.bound += part.bound
+        get = merged.get
+        for key, delta in operations.items():
+            merged[key] = get(key, 0) + delta
+        return True
+
+    def pack(self, sequences: LinkSequences, incarnation: str) -> bytes:
+        """The EVALSHA command, under a new link sequence."""
+        partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
+        named = [
+            keys.incarnation_key(partition),
+            keys.dirty_key(partition),
+            keys.link_key(partition, sequences.link),
+            *(token.key for token in tokens),
+            *self.operations,
+        ]
+        arguments: list[Any] = [
+            incarnation, sequences.take(partition), LINK_RING, LINK_TTL, len(tokens)
+        ]  # fmt: skip
+        for token in tokens:
+            arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
+        arguments += self.operations.values()
+        return pack("EVALSHA", self.script.sha, len(named), *named, *arguments)
+
+
+class Outcome:
+    """What a flush leaves for its link to do.
+
+    Attributes:
+        again: to be sent again, without having been applied.
+        refused: parts and the keys that a shard can't hold.
+        not_ready: what Redis said if it runs no commands for now.
+        reconnect: whether a new connection may help: it loads the scripts, or finds the master.
+    """
+
+    def __init__(self) -> None:
+        self.again: list[Operation] = []
+        self.not_ready = ""
+        self.refused: list[tuple[Part, list[str]]] = []
+        self.reconnect = False
+
+
+def pack(*command: Any) -> bytes:
+    """A command as Redis reads it."""
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
+    """Gives the parts of a call their outcomes, or puts them down to be sent again."""
+    if isinstance(reply, hiredis.ReplyError):
+        said = str(reply)
+        outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
+        if said.startswith("NOSCRIPT"):
+            outcome.again += call.parts
+        elif said.startswith(_NOT_READY):
+            outcome.not_ready = said
+            outcome.again += call.parts
+        else:
+            for part in call.parts:
+                part.done(redis_said(reply))
+        return
+    verdict, details = reply[0], reply[1:]
+    if verdict == b"ok":
+        _settle_applied(call, details, durable)
+    elif verdict == b"fenced":
+        for part in call.parts:
+            part.done(closed(call.partition))
+    elif verdict == b"refused":
+        names = list(call.operations)
+        _settle_refused(call, {names[i - 1] for i in details}, outcome)
+    else:
+        _settle_known(call, verdict, details, durable, outcome)
+
+
+def _settle_applied(call: ScriptCall, details: list[int], durable: bool) -> None:
+    for part in call.parts:
+        if details:
+            part.write.existed += details[0]
+        part.done(None if durable else _not_durable(part))
+
+
+def _settle_refused(call: ScriptCall, names: set[str], outcome: Outcome) -> None:
+    for part in call.parts:
+        mine = [name for name in part.operations if name in names]
+        if mine:
+            outcome.refused.append((part, mine))
+        else:
+            outcome.again.append(part)
+
+
+def _settle_known(
+    call: ScriptCall, verdict: bytes, details: list[Any], durable: bool, outcome: Outcome
+) -> None:
+    """Ends the parts whose tokens were known; the others go again."""
+    tokens = list(call.tokens.values())
+    notes: dict[Part, bytes] = {}
+    if verdict == b"seen":
+        indexes = zip(details[::2], details[1::2], strict=True)
+        notes = {tokens[index - 1]: note for index, note in indexes}
+    too_old = {tokens[index - 1] for index in details if index} if verdict == b"old" else set()
+    link_too_old = verdict == b"old" and not too_old
+    for part in call.parts:
+        if part in notes:
+            _settle_seen(part, notes[part].decode(), durable)
+        elif part in too_old:
+            part.done(SequenceTooOld(_TOO_OLD))
+        elif link_too_old and part.token is None:
+            part.done(unanswered(part, "the link's sequence was forgotten"))
+        else:
+            outcome.again.append(part)
+
+
+def _settle_seen(part: Part, note: str, durable: bool) -> None:
+    if not durable:
+        part.done(_not_durable(part))
+    elif note and part.script is scripts.ADD_WIDE:
+        part.done(OutOfRange("the counter would leave the signed 64-bit range"))
+    else:
+        part.write.out_of_range += note.split("\n")[1:]
+        part.done(seen=True)
+
+
+def redis_said(reply: Exception) -> Unavailable:
+    """The error for a command that Redis refused to run: nothing was written."""
+    return Unavailable(f"Redis refused the command: {str(reply)[:200]}")
+
+
+def closed(partition: int) -> Unavailable:
+    """The error for a partition whose data is not what we knew."""
+    return Unavailable(
+        f"partition {partition} is closed: its data in Redis is not the data we knew",
+        reason="PARTITION_UNAVAILABLE",
+    )
+
+
+def _not_durable(part: Part) -> TallyboardError:
+    return unanswered(part, "applied, but not yet as durable as configured")
+
+
+def unanswered(operation: Operation, why: str) -> TallyboardError:
+    """The error for what was sent and is not known to be kept.
+
+    A part with a token may be sent again by its caller, and counts once. One without may not.
+    """
+    if isinstance(operation, Part) and operation.token is None:
+        return OutcomeUnknown(
+            f"whether the write counted is not known ({why}). A write with a request_id can be "
+            "sent again"
+        )
+    return Unavailable(f"Redis is away: {why}")
