@@ -181,12 +181,12 @@ class Settings:
         _between(0.1, 300, "seconds"),
     )
     write_threads: int = _setting(
-        16,
+        32,
         "Threads of a worker that serve unary writes, 1 to 256.",
         _whole(1, 256),
     )
     read_threads: int = _setting(
-        16,
+        32,
         "Threads of a worker that serve unary reads, 1 to 256.",
         _whole(1, 256),
     )

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tallyboard.v1 import counters_pb2, leaderboards_pb2, operations_pb2
 from tallyboard_server.errors import NotImplementedYet
+from tallyboard_server.rpc.pool import CallPool
 from tallyboard_server.rpc.stack import Caller, Stack, checked, decoder, encode
 from tallyboard_server.settings import Settings
 
@@ -54,11 +54,11 @@ class Server:
     def __init__(self, servicers: dict[str, object], stack: Stack, settings: Settings) -> None:
         self._settings = settings
         self._stack = stack
-        self._writes = ThreadPoolExecutor(settings.write_threads, "writes")
-        self._reads = ThreadPoolExecutor(settings.read_threads, "reads")
-        self._streams = ThreadPoolExecutor(settings.stream_threads + _REFUSERS, "streams")
-        self._postgres = ThreadPoolExecutor(_POSTGRES_THREADS, "postgres")
-        self._others = ThreadPoolExecutor(_OTHER_THREADS, "others")  # health, reflection
+        self._writes = CallPool(settings.write_threads, "writes")
+        self._reads = CallPool(settings.read_threads, "reads")
+        self._streams = CallPool(settings.stream_threads + _REFUSERS, "streams")
+        self._postgres = CallPool(_POSTGRES_THREADS, "postgres")
+        self._others = CallPool(_OTHER_THREADS, "others")  # health, reflection
         self._server = grpc.server(
             self._others,
             options=(
