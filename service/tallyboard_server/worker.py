@@ -18,6 +18,7 @@ from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.rpc.counters import CounterServicer
+from tallyboard_server.rpc.metrics import CallMetrics
 from tallyboard_server.rpc.operations import OperationsServicer
 from tallyboard_server.rpc.server import Server
 from tallyboard_server.rpc.stack import Stack
@@ -83,7 +84,9 @@ class Worker:
         own.callback(self._wide.close)
         self._counters = Counters(store, self._wide, sharding, pool, settings)
         operations = Operations(redis, pool, fences, settings)
+        metrics = own.enter_context(closing(CallMetrics()))
         stack = Stack(
+            metrics,
             settings.call_timeout,
             max_streams=settings.stream_threads,
             log_all=settings.access_log == "all",

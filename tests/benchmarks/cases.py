@@ -20,8 +20,8 @@ from tests.benchmarks.model import CheckFailed, Latency, Sample, Target
 from tests.benchmarks.processes import cpu_of, run, run_module, tool, usable_cores
 from tests.benchmarks.servers import Bare, Cpu, Servers, Service, Setting
 
-ONE_4, ONE_16, ALL_16 = Setting(1, 4), Setting(1, 16), Setting(0, 16)
-LOADS = {ONE_4: Load(4, 8), ONE_16: Load(8, 16), ALL_16: Load(16, 8)}
+ONE_4, ONE_32, ALL_32 = Setting(1, 4), Setting(1, 32), Setting(0, 32)
+LOADS = {ONE_4: Load(4, 8), ONE_32: Load(8, 16), ALL_32: Load(16, 8)}
 _SERVICE = "/tallyboard.v1.CounterService"
 _PIPELINE, _CLIENTS = 32, 50
 # Of several workers one may have more connections and end later: all are busy until here.
@@ -403,19 +403,19 @@ def all_cases() -> list[Case]:
     """Every case, in the order of a round: what is compared stands together."""
     cases: list[Case] = [
         *_compared(ONE_4, 8_000),
-        *_compared(ONE_16, 6_000),
-        Get("get-exact", "GetCounter, exact", ONE_16, 3_000, exact=True),
-        Naive("naive", "INCR a request behind a bare server", ONE_16, 3_000),
-        Distinct("echo-ids", "echo", ONE_16, 6_000, echo=True),
-        Distinct("increment-ids", "Increment with request_id", ONE_16, 3_000, echo=False),
-        *_compared(ALL_16, 8_000),
+        *_compared(ONE_32, 6_000),
+        Get("get-exact", "GetCounter, exact", ONE_32, 3_000, exact=True),
+        Naive("naive", "INCR a request behind a bare server", ONE_32, 3_000),
+        Distinct("echo-ids", "echo", ONE_32, 6_000, echo=True),
+        Distinct("increment-ids", "Increment with request_id", ONE_32, 3_000, echo=False),
+        *_compared(ALL_32, 8_000),
         Loop("naive-loop", "INCR a request in a loop, no server", None, 8_000),
         RedisBenchmark("redis-benchmark", "redis-benchmark INCR", None, 500_000),
         *(
             Increment(
                 f"batch-{size}",
                 f"BatchIncrement, {size:,} counters",
-                ONE_16,
+                ONE_32,
                 100_000,
                 updates=size,
                 timed=False,
@@ -423,7 +423,7 @@ def all_cases() -> list[Case]:
             for size in (100, 1_000)
         ),
     ]
-    for setting in (ONE_16, ALL_16):
+    for setting in (ONE_32, ALL_32):
         for kind, title, first_rate, target in (
             (streams.HOT, "one hot counter", 2_000_000, _HOT),
             (streams.NAMED, "one hot counter, named by each delta", 1_000_000, _HOT),
@@ -452,6 +452,6 @@ def _find_baselines(cases: list[Case]) -> None:
         if isinstance(case, Echo) and not isinstance(case, Naive):
             continue
         if isinstance(case, Distinct):
-            case.baseline = None if case.name.startswith("echo") else "echo-ids/1x16"
+            case.baseline = None if case.name.startswith("echo") else "echo-ids/1x32"
         elif isinstance(case, Unary):
             case.baseline = "echo/" + case.name.partition("/")[2]

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from tests.benchmarks.cases import ONE_16, Echo
+from tests.benchmarks.cases import ONE_32, Echo
 from tests.benchmarks.h2load import Load, closed_loop, frame
 from tests.benchmarks.processes import usable_cores
 from tests.benchmarks.servers import Bare, Setting
 
-THREADS = (1, 2, 4, 8, 16, 32)
+THREADS = (1, 4, 16, 32, 64)
 LOADS = (Load(1, 8), Load(4, 8), Load(8, 16))
 
 
@@ -22,7 +22,7 @@ class Swept(NamedTuple):
 def sweep(seconds: float) -> list[Swept]:
     """Echo's rate at every setting, one short run each."""
     found = []
-    request = frame(Echo("echo", "echo", ONE_16, 0).request())
+    request = frame(Echo("echo", "echo", ONE_32, 0).request())
     core = usable_cores()[-1]
     for threads in THREADS:
         with Bare("echo", Setting(1, threads)) as server:

@@ -23,7 +23,7 @@ from tallyboard_server.errors import (
     TallyboardError,
 )
 from tallyboard_server.names import name_problem
-from tallyboard_server.rpc.metrics import observe
+from tallyboard_server.rpc.metrics import CallMetrics
 from tallyboard_server.rpc.status import code_of, status_of
 
 TENANT_KEY = "x-tallyboard-tenant"
@@ -101,13 +101,17 @@ class Stack:
     """Wraps methods of servicers.
 
     Args:
+        metrics: is told of every call.
         call_timeout: seconds a call may take that brings no deadline of its own.
         max_streams: streams that may be open; each holds a thread.
         log_all: whether calls that end well are logged too.
     """
 
-    def __init__(self, call_timeout: float, *, max_streams: int, log_all: bool) -> None:
+    def __init__(
+        self, metrics: CallMetrics, call_timeout: float, *, max_streams: int, log_all: bool
+    ) -> None:
         self._streams = BoundedSemaphore(max_streams)
+        self._note = metrics.note
         self._call_timeout = call_timeout
         self._log_all = log_all
 
@@ -181,7 +185,7 @@ class Stack:
         error: Exception | None = None,
     ) -> None:
         seconds = time.perf_counter() - started
-        observe(method, status, seconds)
+        self._note((method, status, seconds))
         internal = error is not None and not isinstance(error, TallyboardError)
         if status == "OK" and not self._log_all:
             return
