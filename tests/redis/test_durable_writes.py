@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
-from redis.exceptions import ResponseError
 
 from tallyboard_server.errors import OutcomeUnknown, TallyboardError, Unavailable
 from tallyboard_server.redis import keys
 from tests.redis.model import PARTITIONS, Counters, prepare
-from tests.redis.node import RedisNode
+from tests.redis.node import RedisNode, installed_servers
 
 _Open = Callable[[str], Counters]
 
@@ -40,31 +39,26 @@ def _value(counters: Counters, tenant: str) -> int:
     return counters.reader.exact(tenant, ["post:42"], soon)[0].value
 
 
-def _has_waitaof(node: RedisNode) -> bool:
-    try:
-        node.command("WAITAOF", 0, 0, 1)
-    except ResponseError:
-        return False
-    return True
+def _knows_waitaof(version: str) -> bool:
+    return tuple(int(number) for number in version.split(".")[:2]) >= (7, 2)
 
 
-def test_writes_that_get_to_the_disk_are_acknowledged(
-    node: RedisNode, counters: _Open, tenant: str
-) -> None:
+_with_waitaof = pytest.mark.parametrize(
+    "node", [version for version in installed_servers() if _knows_waitaof(version)], indirect=True
+)
+
+
+@_with_waitaof
+def test_writes_that_get_to_the_disk_are_acknowledged(counters: _Open, tenant: str) -> None:
     """Redis writes its file once a second here, and is given the usual time."""
-    if not _has_waitaof(node):
-        pytest.skip("this Redis has no WAITAOF")
     waitaof = counters("waitaof")
     for _ in range(3):
         _increment(waitaof, tenant)
     assert _value(waitaof, tenant) == 15
 
 
-def test_a_repeat_that_is_on_disk_is_acknowledged_as_a_repeat(
-    node: RedisNode, counters: _Open, tenant: str
-) -> None:
-    if not _has_waitaof(node):
-        pytest.skip("this Redis has no WAITAOF")
+@_with_waitaof
+def test_a_repeat_that_is_on_disk_is_acknowledged_as_a_repeat(counters: _Open, tenant: str) -> None:
     waitaof, request_id = counters("waitaof"), str(uuid.uuid4())
     _increment(waitaof, tenant, request_id)
     assert _increment(waitaof, tenant, request_id)
