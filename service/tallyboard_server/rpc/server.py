@@ -68,6 +68,9 @@ class Server:
                     settings.max_message_bytes * _TRANSPORT_LIMIT_FACTOR,
                 ),
                 ("grpc.max_send_message_length", -1),
+                # Past these, gRPC would cancel calls at random, and a caller can't tell why.
+                ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
                 *_KEEPALIVE,
             ),
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
