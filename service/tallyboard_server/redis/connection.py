@@ -100,13 +100,18 @@ class Connection:
         if isinstance(client, int) and found:
             self.identity = Identity(found[1], client)
 
-    def cut_off(self, lost: Identity) -> None:
+    def cut_off(self, lost: Identity) -> bool:
         """Makes sure that nothing more arrives by a connection that was given up.
 
         What is still on its way there would otherwise be run after what is sent again here.
+
+        Returns:
+            False if Redis does not allow it.
         """
-        if self.identity is not None and self.identity.run_id == lost.run_id:
-            self.call([("CLIENT", "KILL", "ID", lost.client)])
+        if self.identity is None or self.identity.run_id != lost.run_id:
+            return self.identity is not None  # another life of Redis knows no old connections
+        (reply,) = self.call([("CLIENT", "KILL", "ID", lost.client)])
+        return not isinstance(reply, hiredis.ReplyError)
 
     def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Sends commands as one pipeline; error replies come back as hiredis.ReplyError."""

@@ -232,8 +232,12 @@ class Link:
     def _connect(self) -> Connection:
         connection = Connection(self._url, self._timeout)
         try:
-            if self._lost is not None:
-                connection.cut_off(self._lost)
+            if self._lost is not None and not connection.cut_off(self._lost):
+                _log.warning(
+                    "Redis does not allow CLIENT KILL: what was sent on the lost connection may "
+                    "still be run late.",
+                    link=self._thread.name,
+                )
             self._lost = None
             for reply in connection.call([("SCRIPT", "LOAD", s.source) for s in scripts.ALL]):
                 if isinstance(reply, Exception):
