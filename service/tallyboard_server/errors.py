@@ -3,7 +3,11 @@
 TallyboardError
 ├── InvalidArgument     the caller's message is wrong; nothing changed
 ├── MessageTooLarge     the message has more bytes than are accepted
-├── OutOfRange          a counter would leave the signed 64-bit range; it keeps its value
+├── NotFound            there is no such thing
+├── AlreadyExists       there is one of that name
+├── FailedPrecondition  the state of the thing does not allow it; nothing changed
+├── Aborted             somebody else changed it in between; nothing changed
+├── OutOfRange          a total would leave its range; it keeps its value
 ├── SequenceTooOld      a stream's batch is too far behind to tell whether it was counted
 ├── Overloaded          a limit is reached; nothing changed; try again later
 ├── Unavailable         something is away; safe to try again
@@ -53,8 +57,32 @@ class MessageTooLarge(TallyboardError):
     reason = "MESSAGE_TOO_LARGE"
 
 
+class NotFound(TallyboardError):
+    """A leaderboard, an entry, a window or a snapshot is not there; `reason` says which."""
+
+    reason = "LEADERBOARD_NOT_FOUND"
+
+
+class AlreadyExists(TallyboardError):
+    """The id is taken."""
+
+    reason = "LEADERBOARD_ALREADY_EXISTS"
+
+
+class FailedPrecondition(TallyboardError):
+    """The window is closed, or the definition locked; `reason` says which."""
+
+    reason = "WINDOW_CLOSED"
+
+
+class Aborted(TallyboardError):
+    """The resource has changed since its etag was read."""
+
+    reason = "ETAG_MISMATCH"
+
+
 class OutOfRange(TallyboardError):
-    """The counter would leave the signed 64-bit range."""
+    """The counter would leave the signed 64-bit range, or the sum of scores that of a double."""
 
     reason = "COUNTER_OUT_OF_RANGE"
 

@@ -221,6 +221,11 @@ class Settings:
         "Counts that a worker keeps in memory, 1 to 10,000,000.",
         _whole(1, 10_000_000),
     )
+    cache_pages: int = _setting(
+        1_000,
+        "Top pages of leaderboards that a worker keeps in memory, 1 to 100,000.",
+        _whole(1, 100_000),
+    )
     request_id_ttl: float = _setting(
         600.0,
         "Seconds that a request id is remembered, 600 to 604,800.",

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from tallyboard_server.counters.service import Counters
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.leaderboards.service import Leaderboards, now_micros
 from tallyboard_server.operations import Operations
 from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.redis.durability import durability
@@ -18,12 +20,14 @@ from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.rpc.counters import CounterServicer
+from tallyboard_server.rpc.leaderboards import LeaderboardServicer
 from tallyboard_server.rpc.metrics import CallMetrics
 from tallyboard_server.rpc.operations import OperationsServicer
 from tallyboard_server.rpc.server import Server
 from tallyboard_server.rpc.stack import Stack
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import Opened, control_client, open_stores
+from tallyboard_server.watching import WatchHub
 
 _log = structlog.get_logger(__name__)
 
@@ -51,11 +55,18 @@ def main(settings: Settings, index: int, ready_fd: int) -> int:
 
 
 class Worker:
-    """Everything a worker owns, started by `__enter__` and ended by `__exit__`."""
+    """Everything a worker owns, started by `__enter__` and ended by `__exit__`.
 
-    def __init__(self, settings: Settings, opened: Opened) -> None:
+    Args:
+        clock: the time now in µs since the epoch, by which windows begin and end.
+    """
+
+    def __init__(
+        self, settings: Settings, opened: Opened, clock: Callable[[], int] = now_micros
+    ) -> None:
         self._settings = settings
         self._opened = opened
+        self._clock = clock
         self._stack = ExitStack()
 
     def __enter__(self) -> "Worker":
@@ -82,7 +93,11 @@ class Worker:
         own.callback(store.close)
         self._wide = WideCounters(store, sharding, settings.call_timeout)
         own.callback(self._wide.close)
-        self._counters = Counters(store, self._wide, sharding, pool, settings)
+        hub = WatchHub(settings.max_watchers)
+        own.callback(hub.close)
+        self._counters = Counters(store, self._wide, sharding, pool, settings, hub)
+        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock)
+        own.callback(self._leaderboards.close)
         operations = Operations(redis, pool, fences, settings)
         metrics = own.enter_context(closing(CallMetrics()))
         stack = Stack(
@@ -93,6 +108,9 @@ class Worker:
         )
         servicers = {
             "CounterService": CounterServicer(self._counters, stack, settings.cache_ttl),
+            "LeaderboardService": LeaderboardServicer(
+                self._leaderboards, stack, settings.cache_ttl
+            ),
             "OperationsService": OperationsServicer(
                 operations, settings.durability, settings.partitions
             ),
@@ -104,6 +122,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._server.stop(0)
         self._counters.drain()
+        self._leaderboards.drain()
         self._stack.close()
 
     def drain(self) -> None:
@@ -111,6 +130,7 @@ class Worker:
         _log.info("draining")
         self._server.refuse()
         self._counters.drain()
+        self._leaderboards.drain()
         self._server.stop(self._settings.drain_timeout)
 
     def _take_over(self, part: Part, keys: list[str]) -> None:

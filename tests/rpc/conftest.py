@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tallyboard.v1 import counters_pb2_grpc, operations_pb2_grpc
+from tallyboard.v1 import counters_pb2_grpc, leaderboards_pb2_grpc, operations_pb2_grpc
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import open_stores
@@ -68,6 +68,12 @@ def counters(channel: grpc.Channel) -> counters_pb2_grpc.CounterServiceStub:
 
 
 @pytest.fixture(scope="package")
+def leaderboards(channel: grpc.Channel) -> leaderboards_pb2_grpc.LeaderboardServiceStub:
+    """LeaderboardService."""
+    return leaderboards_pb2_grpc.LeaderboardServiceStub(channel)
+
+
+@pytest.fixture(scope="package")
 def operations(channel: grpc.Channel) -> operations_pb2_grpc.OperationsServiceStub:
     """OperationsService."""
     return operations_pb2_grpc.OperationsServiceStub(channel)
@@ -75,5 +81,5 @@ def operations(channel: grpc.Channel) -> operations_pb2_grpc.OperationsServiceSt
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """The name of a counter that no other test uses."""
+    """A name, of a counter for example, that no other test uses."""
     return f"{request.node.name}:{id(request)}"

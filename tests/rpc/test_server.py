@@ -13,7 +13,11 @@ from tallyboard_server.rpc.server import SERVICES
 from tests.rpc.errors import Refusal
 
 METHODS = [method for service in SERVICES for method in service.methods]
-BUILT = {"CounterService": None, "OperationsService": {"GetStatus", "Checkpoint"}}
+BUILT = {
+    "CounterService": None,
+    "LeaderboardService": None,
+    "OperationsService": {"GetStatus", "Checkpoint"},
+}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)

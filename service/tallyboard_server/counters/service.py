@@ -8,7 +8,7 @@ from tallyboard_server.counters.reads import CountReader
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.stream import IncrementStream
-from tallyboard_server.counters.watch import WatchHub
+from tallyboard_server.counters.watch import CountSource
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.counters.writes import CounterWriter
 from tallyboard_server.errors import shutting_down
@@ -16,10 +16,14 @@ from tallyboard_server.postgres.counters import CounterPage, list_counters
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
+from tallyboard_server.watching import WatchHub
 
 
 class Counters:
     """Owns the threads of the domain; `close` ends them.
+
+    Args:
+        hub: serves watches, shared with other services of the worker.
 
     Attributes:
         writer, reader, hub: the parts that the RPC layer calls.
@@ -32,13 +36,15 @@ class Counters:
         sharding: Sharding,
         pool: ConnectionPool[BoundedConnection],
         settings: Settings,
+        hub: WatchHub,
     ) -> None:
         requests = RequestIds(store, sharding.partitions, int(settings.request_id_ttl))
         self.writer = CounterWriter(store, sharding, wide, requests)
         self.reader = CountReader(
             store, sharding, ttl=settings.cache_ttl, max_entries=settings.cache_entries
         )
-        self.hub = WatchHub(self.reader, settings.max_watchers)
+        self._watch_hub = hub
+        self.hub = self._watch_hub.of(CountSource(self.reader))
         self._patience = settings.call_timeout
         self._pool = pool
         self._producer_ttl = int(settings.producer_ttl)
@@ -79,10 +85,10 @@ class Counters:
             )
 
     def drain(self) -> None:
-        """Ends streams after what they hold, and watches."""
+        """Ends streams after what they hold, and the watches of the hub, of all kinds."""
         with self._lock:
             self._draining = True
             streams = list(self._streams)
         for stream in streams:
             stream.finish(shutting_down())
-        self.hub.close()
+        self._watch_hub.close()

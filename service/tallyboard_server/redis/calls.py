@@ -13,6 +13,7 @@ from tallyboard_server.errors import (
     Unavailable,
 )
 from tallyboard_server.redis import keys, scripts
+from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.operations import Operation, Part
 
 # A script call holds Redis up for about 2 µs an operation, and Lua's unpack() takes fewer than
@@ -46,7 +47,10 @@ class LinkSequences:
 
 @dataclass
 class ScriptCall:
-    """A call of a script for one partition and the parts it carries."""
+    """A call of a script for one partition and the parts it carries.
+
+    Of counters: one operation a key. See scores.py for the call that carries scores.
+    """
 
     partition: int
     script: scripts.Script
@@ -65,14 +69,15 @@ class ScriptCall:
         token = part.token
         if token is not None and (token.key, token.sequence) in self.tokens:
             return False
-        if not self._merge(part):
+        if not self.merges(part):
             return False
         if token is not None:
             self.tokens[token.key, token.sequence] = part
         self.parts.append(part)
         return True
 
-    def _merge(self, part: Part) -> bool:
+    def merges(self, part: Part) -> bool:
+        """Adds the part's operations, if they fit. An empty call takes any."""
         merged, operations = self.operations, part.operations
         if not self.parts:
             self.operations = operations
@@ -90,6 +95,14 @@ class ScriptCall:
             merged[key] = get(key, 0) + delta
         return True
 
+    def names(self) -> list[str]:
+        """The operations' keys."""
+        return list(self.operations)
+
+    def arguments(self) -> list[Any]:
+        """What belongs to the keys."""
+        return list(self.operations.values())
+
     def pack(self, sequences: LinkSequences, incarnation: str) -> bytes:
         """The EVALSHA command, under a new link sequence."""
         partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
@@ -98,15 +111,32 @@ class ScriptCall:
             keys.dirty_key(partition),
             keys.link_key(partition, sequences.link),
             *(token.key for token in tokens),
-            *self.operations,
+            *self.names(),
         ]
         arguments: list[Any] = [
             incarnation, sequences.take(partition), LINK_RING, LINK_TTL, len(tokens)
         ]  # fmt: skip
         for token in tokens:
             arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
-        arguments += self.operations.values()
+        arguments += self.arguments()
         return pack("EVALSHA", self.script.sha, len(named), *named, *arguments)
+
+    def answered(self, details: list[Any]) -> None:
+        """Takes the script's answer; it may be empty when a lost one can't be had again."""
+        if details:
+            for part in self.parts:
+                part.write.existed += details[0]
+
+    def refused(self, details: list[Any], outcome: "Outcome") -> None:
+        """Takes the operations that can't be applied; nothing was."""
+        names = list(self.operations)
+        refused = {names[i - 1] for i in details}
+        for part in self.parts:
+            mine = [name for name in part.operations if name in refused]
+            if mine:
+                outcome.refused.append((part, mine))
+            else:
+                outcome.again.append(part)
 
 
 class Outcome:
@@ -153,26 +183,15 @@ def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -
         for part in call.parts:
             part.done(closed(call.partition))
     elif verdict == b"refused":
-        names = list(call.operations)
-        _settle_refused(call, {names[i - 1] for i in details}, outcome)
+        call.refused(details, outcome)
     else:
         _settle_known(call, verdict, details, durable, outcome)
 
 
-def _settle_applied(call: ScriptCall, details: list[int], durable: bool) -> None:
+def _settle_applied(call: ScriptCall, details: list[Any], durable: bool) -> None:
+    call.answered(details)
     for part in call.parts:
-        if details:
-            part.write.existed += details[0]
         part.done(None if durable else _not_durable(part))
-
-
-def _settle_refused(call: ScriptCall, names: set[str], outcome: Outcome) -> None:
-    for part in call.parts:
-        mine = [name for name in part.operations if name in names]
-        if mine:
-            outcome.refused.append((part, mine))
-        else:
-            outcome.again.append(part)
 
 
 def _settle_known(
@@ -212,14 +231,6 @@ def redis_said(reply: Exception) -> Unavailable:
     return Unavailable(f"Redis refused the command: {str(reply)[:200]}")
 
 
-def closed(partition: int) -> Unavailable:
-    """The error for a partition whose data is not what we knew."""
-    return Unavailable(
-        f"partition {partition} is closed: its data in Redis is not the data we knew",
-        reason="PARTITION_UNAVAILABLE",
-    )
-
-
 def _not_durable(part: Part) -> TallyboardError:
     return unanswered(part, "applied, but not yet as durable as configured")
 
@@ -227,9 +238,10 @@ def _not_durable(part: Part) -> TallyboardError:
 def unanswered(operation: Operation, why: str) -> TallyboardError:
     """The error for what was sent and is not known to be kept.
 
-    A part with a token may be sent again by its caller, and counts once. One without may not.
+    A part with a token may be sent again by its caller, and counts once. One without may not,
+    unless applying it twice changes nothing.
     """
-    if isinstance(operation, Part) and operation.token is None:
+    if isinstance(operation, Part) and operation.token is None and not operation.repeatable:
         return OutcomeUnknown(
             f"whether the write counted is not known ({why}). A write with a request_id can be "
             "sent again"

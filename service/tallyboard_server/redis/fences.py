@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from tallyboard_server.errors import Unavailable
+
 
 class Fences:
     """What this process expects of each partition: its incarnation, or that it is closed.
@@ -15,3 +17,11 @@ class Fences:
     def expected(self, partition: int) -> str | None:
         """The incarnation, or None for a partition that is closed."""
         return self.incarnations.get(partition)
+
+
+def closed(partition: int) -> Unavailable:
+    """The error for a partition whose data is not what we knew."""
+    return Unavailable(
+        f"partition {partition} is closed: its data in Redis is not the data we knew",
+        reason="PARTITION_UNAVAILABLE",
+    )

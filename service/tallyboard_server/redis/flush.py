@@ -17,20 +17,25 @@ from tallyboard_server.redis.calls import (
     LinkSequences,
     Outcome,
     ScriptCall,
-    closed,
     pack,
     redis_said,
     settle_call,
 )
-from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.entries import EntriesCall
+from tallyboard_server.redis.fences import Fences, closed
 from tallyboard_server.redis.gets import Gets
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
+from tallyboard_server.redis.rankings import EntriesRead
+from tallyboard_server.redis.removals import RemovalCall
+from tallyboard_server.redis.scores import ScoresCall
 
 # Calls a partition and flush: the link's ring has to hold them all.
 MAX_CALLS = LINK_RING // 2
 # A transaction holds Redis up for about 2 µs an operation.
 MAX_TRANSACTION_OPERATIONS = 8192
 _WORTH_A_TRANSACTION = 256
+_MERGING = (scripts.ADD, scripts.SUBMIT)
+_CALLS = {scripts.SUBMIT: ScoresCall, scripts.REMOVE: RemovalCall}
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")
 
 
@@ -62,11 +67,14 @@ class Flush:
         self._durable = durable
         self._fences = fences
         self._calls_of: Counter[int] = Counter()
+        self._entries: dict[Any, EntriesCall] = {}
+        self._entry_calls: list[EntriesCall] = []
         self._calls, self._reads, self._commands = self._sort(operations, fences)
         self._transactions: list[Sequence[ScriptCall]] = []
         packed = self._pack_calls(fences, sequences)
         self._gets = self._pack_reads(self._reads)
         packed += [gets.pack() for gets in self._gets]
+        packed += [call.pack() for call in self._entry_calls]
         packed += [pack(*command.arguments) for command in self._commands]
         self._has_durability = durability is not None and bool(self._calls)
         if durability is not None and self._calls:
@@ -77,7 +85,7 @@ class Flush:
     def _sort(
         self, operations: Sequence[Operation], fences: Fences
     ) -> tuple[list[ScriptCall], list[Read], list[Command]]:
-        open_calls: dict[int, ScriptCall] = {}
+        open_calls: dict[tuple[scripts.Script, int], ScriptCall] = {}
         calls: list[ScriptCall] = []
         reads: list[Read] = []
         commands: list[Command] = []
@@ -89,6 +97,8 @@ class Flush:
                     reads.append(operation)
             elif isinstance(operation, Command):
                 commands.append(operation)
+            elif isinstance(operation, EntriesRead):
+                self._place_entries(operation)
             elif operation.write.abandoned and not operation.write.sent:
                 operation.done(Unavailable("given up before it was sent"))
             elif fences.expected(operation.partition) is None:
@@ -97,23 +107,38 @@ class Flush:
                 self._place(operation, open_calls, calls)
         return calls, reads, commands
 
+    def _place_entries(self, read: EntriesRead) -> None:
+        ranking = read.ranking
+        if read.abandoned:
+            read.on_done()
+            return
+        name = (ranking.keys.ranking, ranking.method)
+        call = self._entries.get(name)
+        if call is None or not call.takes(read):
+            self._entries[name] = call = EntriesCall(read)
+            self._entry_calls.append(call)
+
     def _place(
-        self, part: Part, open_calls: dict[int, ScriptCall], calls: list[ScriptCall]
+        self,
+        part: Part,
+        open_calls: dict[tuple[scripts.Script, int], ScriptCall],
+        calls: list[ScriptCall],
     ) -> None:
         part.write.sent = True
         partition = part.partition
-        merges = part.script is scripts.ADD
-        if merges and partition in open_calls and open_calls[partition].takes(part):
+        merges = part.script in _MERGING
+        open_call = open_calls.get((part.script, partition)) if merges else None
+        if open_call is not None and open_call.takes(part):
             return
         if self._calls_of[partition] == MAX_CALLS:
             self.deferred.append(part)
             return
         self._calls_of[partition] += 1
-        call = ScriptCall(partition, part.script)
+        call = _CALLS.get(part.script, ScriptCall)(partition, part.script)
         call.takes(part)
         calls.append(call)
         if merges:
-            open_calls[partition] = call
+            open_calls[part.script, partition] = call
 
     def _pack_calls(self, fences: Fences, sequences: LinkSequences) -> list[bytes]:
         """The script calls, and MULTI and EXEC around them when they are large.
@@ -148,7 +173,8 @@ class Flush:
     def operations(self) -> list[Operation]:
         """Everything that was sent and waits for replies."""
         parts = [part for call in self._calls for part in call.parts]
-        return [*parts, *self._reads, *self._commands]
+        entries = [read for call in self._entry_calls for read in call.reads]
+        return [*parts, *self._reads, *entries, *self._commands]
 
     def settle(self, replies: Sequence[Any]) -> Outcome:
         """Gives every operation its outcome.
@@ -163,10 +189,12 @@ class Flush:
         durable = not self._has_durability or self._durable(replies[-1])
         found = iter(replies)
         for group in self._transactions:
-            for call, reply in zip(group, _replies_of(group, found), strict=True):
-                settle_call(call, reply, durable, outcome)
+            for script_call, reply in zip(group, _replies_of(group, found), strict=True):
+                settle_call(script_call, reply, durable, outcome)
         for gets in self._gets:
             gets.settle(next(found), self._fences)
+        for call in self._entry_calls:
+            call.settle(next(found), self._fences, outcome)
         for command in self._commands:
             _settle_command(command, next(found), outcome)
         return outcome

@@ -5,8 +5,8 @@ from typing import Any
 import hiredis
 
 from tallyboard_server.redis import keys
-from tallyboard_server.redis.calls import closed, pack, redis_said
-from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.calls import pack, redis_said
+from tallyboard_server.redis.fences import Fences, closed
 from tallyboard_server.redis.operations import Read
 
 MAX_MGET_KEYS = 8192

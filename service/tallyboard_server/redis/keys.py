@@ -57,6 +57,16 @@ def request_key(partition: int, tenant: str, request_id: str) -> str:
     return f"{{tb:{partition}}}:r:{_name(tenant, request_id)}"
 
 
+def score_producer_key(partition: int, tenant: str, producer: str, chunk: int) -> str:
+    """Key of the ring that remembers a producer's last batches of scores, for one chunk of each."""
+    return f"{{tb:{partition}}}:P:{chunk}:{_name(tenant, producer)}"
+
+
+def score_request_key(partition: int, tenant: str, request_id: str, chunk: int) -> str:
+    """Key that says that one chunk of a request's scores was applied in this partition."""
+    return f"{{tb:{partition}}}:R:{chunk}:{_name(tenant, request_id)}"
+
+
 def claim_key(partition: int, tenant: str, request_id: str) -> str:
     """Key that holds the fingerprint of the contents a request id stands for."""
     return f"{{tb:{partition}}}:q:{_name(tenant, request_id)}"
@@ -80,6 +90,70 @@ def in_flight_key(partition: int) -> str:
 def checkpoint_id_key(partition: int) -> str:
     """Key of the id of the checkpoint that has taken the in-flight set."""
     return f"{{tb:{partition}}}:F"
+
+
+def definition_key(partition: int, tenant: str, leaderboard_id: str) -> str:
+    """Key of a leaderboard's definition; partition is its home."""
+    return f"{{tb:{partition}}}:b:{_name(tenant, leaderboard_id)}"
+
+
+def fence_key(partition: int, board_key: str) -> str:
+    """Key of the revision that submissions to a leaderboard must have been made under."""
+    return f"{{tb:{partition}}}:g:{board_key}"
+
+
+def windows_key(partition: int, board_key: str) -> str:
+    """Key of the set of a leaderboard's windows that have data in this partition."""
+    return f"{{tb:{partition}}}:o:{board_key}"
+
+
+class WindowKeys(NamedTuple):
+    """The keys of one window's data in one partition."""
+
+    ranking: str
+    entries: str
+    dirty: str
+    distinct: str
+    distinct_state: str
+    in_flight: str
+
+
+def window_keys(partition: int, board_key: str, window: str) -> WindowKeys:
+    """Keys of a window: what a board key and a window id are made of can't run together."""
+    return WindowKeys(*(f"{{tb:{partition}}}:{kind}:{board_key}:{window}" for kind in "zhystY"))
+
+
+class EntriesKey(NamedTuple):
+    """A parsed key of a window's entries."""
+
+    partition: int
+    board_key: str
+    window: str
+
+
+def parse_entries_key(key: bytes) -> EntriesKey:
+    """The parts of a key of a window's entries.
+
+    Raises:
+        ValueError: the key is not one of these.
+    """
+    tag, separator, rest = key.decode().partition("}:h:")
+    board, _, window = rest.partition(":")
+    if not separator or not board or not window or not tag.startswith("{tb:"):
+        raise ValueError(f"not a key of a window's entries: {key!r}")
+    return EntriesKey(int(tag.removeprefix("{tb:")), board, window)
+
+
+def segment_partition(tenant: str, leaderboard_id: str, segment: int, partitions: int) -> int:
+    """The partition that holds one segment of a leaderboard."""
+    return (
+        home_partition(tenant, leaderboard_id, partitions) + segment * _SHARD_STRIDE
+    ) % partitions
+
+
+def segment_of(member: str, segments: int) -> int:
+    """The segment that a member belongs to."""
+    return zlib.crc32(member.encode()) % segments if segments > 1 else 0
 
 
 def parse_counter_key(key: bytes) -> CounterKey:

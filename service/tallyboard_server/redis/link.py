@@ -294,8 +294,8 @@ class Link:
 
 def _size(operation: Operation) -> int:
     """How many keys it has."""
-    if type(operation) is Part:
-        return len(operation.operations) or 1
+    if isinstance(operation, Part):
+        return operation.size
     return len(operation.keys) if type(operation) is Read else 1
 
 

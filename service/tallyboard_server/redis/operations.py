@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tallyboard_server.errors import OutcomeUnknown, TallyboardError
 from tallyboard_server.redis import scripts
+from tallyboard_server.redis.rankings import EntriesRead
 
 
 class Token(NamedTuple):
@@ -31,11 +32,22 @@ class Part:
 
     Attributes:
         bound: no delta is further from 0.
+        repeatable: whether applying it twice does no harm, even without a token.
         counted: whether some of it has counted already.
         error: why it failed, once it is over.
     """
 
-    __slots__ = ("bound", "counted", "error", "operations", "partition", "script", "token", "write")
+    __slots__ = (
+        "bound",
+        "counted",
+        "error",
+        "operations",
+        "partition",
+        "repeatable",
+        "script",
+        "token",
+        "write",
+    )
 
     def __init__(
         self,
@@ -52,8 +64,14 @@ class Part:
         self.token = token
         self.script = script
         self.bound = bound
+        self.repeatable = False
         self.counted = False
         self.error: TallyboardError | None = None
+
+    @property
+    def size(self) -> int:
+        """How many operations it has, at least 1."""
+        return len(self.operations) or 1
 
     def done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:
         """Ends the part: applied, seen before, or failed. Called exactly once."""
@@ -166,4 +184,4 @@ class Command:
         self.abandoned = False
 
 
-Operation = Part | Read | Command
+Operation = Part | Read | EntriesRead | Command

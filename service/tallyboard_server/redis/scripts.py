@@ -1,7 +1,8 @@
 """The Lua scripts, read from package data, and their SHA-1 names.
 
-Scripts that write are an operation (`add.lua`, `add_wide.lua`, `clear.lua`) with `frame.lua`
-behind it: the frame holds the fence and the tokens, once.
+Scripts that write for callers are an operation (`add.lua`, `submit.lua` and so on) with `frame.lua`
+behind it: the frame holds the fence and the tokens, once. Scripts that read rankings have
+`rank.lua` before them.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Script:
     """A script's source and the name that EVALSHA knows it by."""
 
@@ -29,4 +30,19 @@ CLEAR = _read("clear", "frame")
 FREEZE = _read("freeze")
 WIDEN = _read("widen")
 
-ALL = (ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN)
+SUBMIT = _read("submit", "frame")
+REMOVE = _read("remove", "frame")
+ENTRIES = _read("rank", "entries")
+PAGE = _read("rank", "page")
+PLACES = _read("rank", "places")
+DISTINCT = _read("distinct")
+LOAD = _read("load")
+FORGET = _read("forget")
+CLOSE_WINDOW = _read("close_window")
+DEFINE = _read("define")
+DROP_WINDOWS = _read("drop_windows")
+
+ALL = (
+    ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN, SUBMIT, REMOVE, ENTRIES, PAGE, PLACES, DISTINCT, LOAD,
+    FORGET, CLOSE_WINDOW,
+)  # fmt: skip

@@ -13,6 +13,9 @@ from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.link import Link
 from tallyboard_server.redis.operations import Command, Part, Read, Write
+from tallyboard_server.redis.rankings import EntriesRead, Found, Ranking
+
+_NO_ANSWER = "Redis did not answer before the deadline of the call"
 
 
 class RedisStore:
@@ -74,7 +77,7 @@ class RedisStore:
         """Submits a write and waits for it.
 
         Args:
-            parts: adds the parts to the write.
+            parts: adds the parts to the write; with none, nothing is sent.
             size: how many operations they have.
             deadline: when to stop waiting.
             submit: submits the parts; by default all of them as they are.
@@ -88,6 +91,9 @@ class RedisStore:
         done.acquire()
         write = Write(done.release)
         parts(write)
+        if not write.parts:
+            write.over = True
+            return write
         if submit is None:
             self._writes.submit(write.parts, size)
         else:
@@ -117,6 +123,30 @@ class RedisStore:
             raise read.error
         return read.values
 
+    def entries(
+        self, lookups: Sequence[tuple[Ranking, Sequence[str]]], deadline: float
+    ) -> list[Found]:
+        """What the rankings say of members, live.
+
+        Raises:
+            Unavailable: Redis or one of the partitions is away.
+            Unbuilt: dense ranks want their index first.
+        """
+        done = _Countdown(len(lookups))
+        reads = [EntriesRead(ranking, members, done.one_less) for ranking, members in lookups]
+        self._reads.submit(reads, sum(len(members) for _, members in lookups))
+        if not done.wait(deadline):
+            for read in reads:
+                read.abandoned = True
+            raise DeadlineExceeded(_NO_ANSWER)
+        found = []
+        for read in reads:
+            if read.error is not None:
+                raise read.error
+            assert read.found is not None
+            found.append(read.found)
+        return found
+
     def commands(self, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
         """The replies to commands, which run in this order; they must be safe to repeat."""
         done = Lock()
@@ -143,7 +173,24 @@ class RedisStore:
     def _wait(done: Any, operation: Write | Read | Command, deadline: float) -> None:
         if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
             operation.abandoned = True
-            raise DeadlineExceeded("Redis did not answer before the deadline of the call")
+            raise DeadlineExceeded(_NO_ANSWER)
+
+
+class _Countdown:
+    """Waits for a number of outcomes, which come on a link's thread."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._done = Lock()
+        self._done.acquire()
+
+    def one_less(self) -> None:
+        self._left -= 1  # all on one thread
+        if not self._left:
+            self._done.release()
+
+    def wait(self, deadline: float) -> bool:
+        return self._done.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _nothing() -> None:

@@ -1,13 +1,10 @@
 """CounterService: protobuf in, plain calls of the domain, protobuf out."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallyboard.v1 import consistency_pb2, status_pb2
@@ -15,21 +12,18 @@ from tallyboard.v1 import counters_pb2 as pb
 from tallyboard_server.counters.merge import merge
 from tallyboard_server.counters.model import Count
 from tallyboard_server.counters.service import Counters
-from tallyboard_server.counters.stream import WINDOW
-from tallyboard_server.counters.watch import Watcher
-from tallyboard_server.errors import OutcomeUnknown, TallyboardError, Unavailable
+from tallyboard_server.errors import OutcomeUnknown, TallyboardError
 from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
-from tallyboard_server.rpc.stack import Caller, Stack, checked
+from tallyboard_server.rpc.stack import Caller, Stack
+from tallyboard_server.rpc.stamps import SOURCES, set_as_of
 from tallyboard_server.rpc.status import proto_of
+from tallyboard_server.rpc.streams import reading
+from tallyboard_server.rpc.watches import WatchCall, interval_of
+from tallyboard_server.streaming import WINDOW
 
 MAX_READ = 1_000
 MAX_WATCHED = 100
-_SOURCES = {
-    "SOURCE_LIVE": consistency_pb2.SOURCE_LIVE,
-    "SOURCE_CACHE": consistency_pb2.SOURCE_CACHE,
-    "SOURCE_DURABLE": consistency_pb2.SOURCE_DURABLE,
-}
 
 
 class CounterServicer:
@@ -87,38 +81,24 @@ class CounterServicer:
         """Batches in on a thread of their own, acknowledgements out on this one."""
         stream = self._counters.open_stream(caller.tenant)
 
-        def read() -> None:
-            error: TallyboardError | None = None
-            try:
-                for request in requests:
-                    batch = checked(request)
-                    counters, deltas = list(batch.counters), list(batch.deltas)
-                    _check_lists(counters, deltas)
-                    stream.take(batch.producer_id, batch.sequence, counters, deltas)
-            except TallyboardError as caught:
-                error = caught
-            except grpc.RpcError:
-                error = Unavailable("the caller broke off")
-            except Exception as caught:
-                error = TallyboardError(f"internal error: {type(caught).__name__}")
-            stream.finish(error)
+        def take(batch: pb.StreamIncrementsRequest) -> None:
+            counters, deltas = list(batch.counters), list(batch.deltas)
+            _check_lists(counters, deltas)
+            stream.take(batch.producer_id, batch.sequence, counters, deltas)
 
-        caller.context.add_callback(stream.finish)
-        reader = threading.Thread(target=read, name="increments-reader", daemon=True)
-        reader.start()
         try:
-            yield pb.StreamIncrementsResponse(window=WINDOW)
-            for sequence, failures in stream.acknowledgements():
-                yield pb.StreamIncrementsResponse(
-                    acknowledged_sequence=sequence,
-                    window=WINDOW,
-                    failures=[
-                        pb.SequenceFailure(sequence=at, counter=name, status=proto_of(error))
-                        for at, name, error in failures
-                    ],
-                )
+            with reading(stream, requests, caller.context, take, "increments-reader"):
+                yield pb.StreamIncrementsResponse(window=WINDOW)
+                for sequence, failures in stream.acknowledgements():
+                    yield pb.StreamIncrementsResponse(
+                        acknowledged_sequence=sequence,
+                        window=WINDOW,
+                        failures=[
+                            pb.SequenceFailure(sequence=at, counter=name, status=proto_of(error))
+                            for at, (name, error) in failures
+                        ],
+                    )
         finally:
-            stream.finish()
             self._counters.close_stream(stream)
 
     def get_counter(
@@ -127,7 +107,7 @@ class CounterServicer:
         """Reads one counter; the response of a count in memory is encoded once."""
         counter = request.counter
         validation.check_name("counter", counter)
-        staleness = self._staleness(request)
+        staleness = validation.staleness(request.consistency, self._default_staleness)
         if staleness is None:
             return pb.GetCounterResponse(count=self._exact(caller, counter))
         reader = self._counters.reader
@@ -142,7 +122,7 @@ class CounterServicer:
         """Reads many counters."""
         names = list(request.counters)
         validation.check_names("counters", names, MAX_READ)
-        staleness = self._staleness(request)
+        staleness = validation.staleness(request.consistency, self._default_staleness)
         reader = self._counters.reader
         if staleness is None:
             counts = reader.exact(caller.tenant, names, caller.deadline)
@@ -203,27 +183,10 @@ class CounterServicer:
         validation.check_names("counters", request.counters, MAX_WATCHED)
         if len(set(request.counters)) < len(request.counters):
             raise validation.invalid("FIELD_INVALID", "counters", "must not repeat a name")
-        interval = 1.0
-        if request.HasField("min_interval"):
-            interval = validation.seconds("min_interval", request.min_interval, 0.1, 3600)
-        context = caller.context
-
-        started = time.perf_counter()
-
-        def end(error: TallyboardError) -> None:
-            self._stack.ended_with("WatchCounters", context, error, started)
-            send(None)
-
-        def send_counts(counts: list[Count]) -> None:
-            send(pb.WatchCountersResponse(counts=[to_proto(count) for count in counts]))
-
-        watcher = Watcher(
-            caller.tenant, request.counters, interval, send_counts, end, context.cancel
-        )
-        hub = self._counters.hub
-        hub.add(watcher)
-        if not context.add_callback(lambda: hub.remove(watcher)):
-            hub.remove(watcher)  # the caller is gone already
+        interval = interval_of(request)
+        subject = (caller.tenant, tuple(request.counters))
+        call = WatchCall(self._stack, "WatchCounters", caller, send)
+        call.follow(self._counters.hub, subject, interval, _watch_response)
 
     def _clear(
         self, request: pb.ResetCounterRequest | pb.DeleteCounterRequest, caller: Caller, verb: str
@@ -247,38 +210,26 @@ class CounterServicer:
                 raise
             raise OutcomeUnknown(f"it counted, but the count can't be read: {error}") from error
 
-    def _staleness(
-        self, request: pb.GetCounterRequest | pb.BatchGetCountersRequest
-    ) -> float | None:
-        """Seconds a count may be old; None asks Redis now."""
-        if not request.HasField("consistency"):
-            return self._default_staleness
-        consistency = request.consistency
-        if consistency.exact:
-            return None
-        if not consistency.HasField("max_staleness"):
-            return self._default_staleness
-        field = "consistency.max_staleness"
-        most = validation.MAX_STALENESS
-        reason = "CONSISTENCY_INVALID"
-        return validation.seconds(field, consistency.max_staleness, 0, most, reason) or None
-
 
 @lru_cache(maxsize=8192)
 def _encoded(count: Count) -> bytes:
     return pb.GetCounterResponse(count=to_proto(count)).SerializeToString()
 
 
+def _watch_response(counts: list[Count]) -> pb.WatchCountersResponse:
+    return pb.WatchCountersResponse(counts=[to_proto(count) for count in counts])
+
+
 def to_proto(count: Count) -> pb.Count:
     """A count as the contract has it."""
-    seconds = int(count.as_of)
-    return pb.Count(
+    message = pb.Count(
         counter=count.counter,
         value=count.value,
         exists=count.exists,
-        as_of=Timestamp(seconds=seconds, nanos=int((count.as_of - seconds) * 1e9)),
-        source=_SOURCES[count.source.value],
+        source=SOURCES[count.source],
     )
+    set_as_of(message.as_of, count.as_of)
+    return message
 
 
 def _timestamp_of(moment: datetime) -> Timestamp:

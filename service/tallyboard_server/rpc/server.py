@@ -24,7 +24,16 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
 )
 _READS = ("Get", "List", "BatchGet", "Watch")
 # What waits for Postgres has threads of its own, so that a slow one delays nothing else.
-_POSTGRES = ("tallyboard.v1.CounterService.ListCounters",)
+_POSTGRES = (
+    "tallyboard.v1.CounterService.ListCounters",
+    "tallyboard.v1.LeaderboardService.CreateLeaderboard",
+    "tallyboard.v1.LeaderboardService.UpdateLeaderboard",
+    "tallyboard.v1.LeaderboardService.ListLeaderboards",
+    "tallyboard.v1.LeaderboardService.DeleteLeaderboard",
+    "tallyboard.v1.LeaderboardService.ListWindows",
+    "tallyboard.v1.LeaderboardService.DeleteEntry",
+    "tallyboard.v1.LeaderboardService.EraseMember",
+)
 _POSTGRES_THREADS = 4
 _OTHER_THREADS = 8
 # Threads that tell callers that all threads for streams are taken.

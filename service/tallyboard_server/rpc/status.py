@@ -9,9 +9,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from tallyboard_server.errors import (
+    Aborted,
+    AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
     MessageTooLarge,
+    NotFound,
     NotImplementedYet,
     OutcomeUnknown,
     OutOfRange,
@@ -26,6 +30,10 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (MessageTooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
+    (FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION),
+    (Aborted, grpc.StatusCode.ABORTED),
     (OutOfRange, grpc.StatusCode.OUT_OF_RANGE),
     (SequenceTooOld, grpc.StatusCode.FAILED_PRECONDITION),
     (Overloaded, grpc.StatusCode.UNAVAILABLE),

@@ -1,0 +1,1 @@
+"""The domain of leaderboards: definitions, windows, submissions and rankings."""

@@ -1,0 +1,347 @@
+"""A number of submissions on their way to Redis: planned, sent, and sent again where need be.
+
+What a batch is split into has to be the same when it comes again, whatever has changed by then, for
+each piece is remembered by a token of its own: a piece is the scores of one partition among 2,000
+consecutive submissions.
+"""
+
+import math
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tallyboard_server.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    OutOfRange,
+    TallyboardError,
+)
+from tallyboard_server.names import are_plain, name_problem
+from tallyboard_server.redis.keys import segment_of
+from tallyboard_server.redis.operations import Part, Token, Write
+from tallyboard_server.redis.scores import (
+    Columns,
+    Plan,
+    Refusal,
+    ScorePart,
+    ScoresRefused,
+    State,
+    code_of,
+    merged,
+)
+
+if TYPE_CHECKING:
+    from tallyboard_server.leaderboards.routes import Route, Routes
+
+CHUNK: Final = 2000
+MAX_METADATA: Final = 2048
+_ATTEMPTS: Final = 8
+_PAUSE: Final = 0.05
+
+TokenOf = Callable[[int, int], Token | None]
+
+
+@dataclass
+class Scores:
+    """Submissions as parallel columns; None in `moments` is the time of arrival.
+
+    `leaderboard_ids` and `moments` may have one item that holds for all; `metadata` may be empty.
+    """
+
+    leaderboard_ids: Sequence[str]
+    members: Sequence[str]
+    scores: Sequence[float]
+    metadata: Sequence[bytes] = ()
+    moments: Sequence[int | None] = (None,)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+class _Item(NamedTuple):
+    """One submission of a piece."""
+
+    route: "Route"
+    member: str
+    score: float
+    code: int
+    metadata: bytes
+
+
+@dataclass
+class _Piece:
+    """What one token covers: items, or (for many at once, of one board) columns."""
+
+    partition: int
+    chunk: int
+    indexes: list[int] = field(default_factory=list)
+    groups: dict[Plan, Columns] = field(default_factory=dict)
+
+
+class ScoreBatch:
+    """Submissions that are sent together; each counts, or is among `failures`.
+
+    Args:
+        routes: finds boards and windows.
+        scores: the submissions; names, scores and metadata may still be wrong.
+        token_of: the token of a partition and chunk.
+        is_import: whether windows that have closed take scores.
+
+    Attributes:
+        failures: by index, why a submission did not count; complete once the batch is over.
+    """
+
+    def __init__(
+        self,
+        routes: "Routes",
+        tenant: str,
+        scores: Scores,
+        token_of: TokenOf,
+        *,
+        is_import: bool = False,
+    ) -> None:
+        self._routes = routes
+        self._tenant = tenant
+        self._scores = scores
+        self._token_of = token_of
+        self._is_import = is_import
+        self._arrival = routes.clock()
+        self._pieces: dict[Part, _Piece] = {}
+        self.failures: dict[int, TallyboardError] = {}
+
+    def prepare(self, deadline: float) -> Callable[[Write], None]:
+        """Checks and plans everything; gives what adds the parts to a write.
+
+        Raises:
+            TallyboardError: nothing can be planned, because no store answers.
+        """
+        pieces = self._fast_pieces(deadline)
+        if pieces is None:
+            pieces = self._pieces_of(self._good_indexes(), deadline)
+        return lambda write: self._add_parts(write, pieces)
+
+    def finish(self, write: Write, deadline: float) -> bool:
+        """Sends again what was refused, and waits; tells whether all of it had been applied before.
+
+        Raises:
+            TallyboardError: a part has to be sent again by the caller: its token makes it count
+                once.
+        """
+        seen, total = write.seen, len(write.parts)
+        refused = [part for part in write.parts if isinstance(part.error, ScoresRefused)]
+        self._fail_parts(part for part in write.parts if part not in refused)
+        for _ in range(_ATTEMPTS):
+            if not refused:
+                break
+            again = self._retry(refused, deadline)
+            seen += again.seen
+            refused = [part for part in again.parts if isinstance(part.error, ScoresRefused)]
+            self._fail_parts(part for part in again.parts if part not in refused)
+        self._fail_parts(refused)
+        return bool(total) and seen == total
+
+    def _fail_parts(self, parts: Iterable[Part]) -> None:
+        """Notes the errors of parts that failed for good."""
+        for part in parts:
+            if part.error is not None:
+                if part.token is not None:
+                    raise part.error
+                self.failures.update(zip(self._pieces[part].indexes, repeat(part.error)))
+
+    def _retry(self, parts: Sequence[Part], deadline: float) -> Write:
+        """Plans the submissions of refused parts anew, without those that can't count."""
+        wanted: list[int] = []
+        is_new_definition = False
+        for part in parts:
+            piece, error = self._pieces[part], part.error
+            assert isinstance(error, ScoresRefused)
+            dropped = self._learn(error.refusals, piece, deadline)
+            is_new_definition |= any(refusal.code == "r" for refusal in error.refusals)
+            wanted += [index for index in piece.indexes if index not in dropped]
+        if is_new_definition:
+            time.sleep(_PAUSE)  # a change of a definition may take two steps
+        pieces = self._pieces_of(wanted, deadline)
+        return self._routes.send(
+            lambda write: self._add_parts(write, pieces), len(wanted), deadline
+        )
+
+    def _learn(
+        self, refusals: Sequence[Refusal], piece: _Piece, deadline: float
+    ) -> dict[int, TallyboardError]:
+        """Acts on what Redis refused; gives the submissions that can't count."""
+        dropped: dict[int, TallyboardError] = {}
+        for refusal in refusals:
+            if refusal.code == "s":
+                for index in self._indexes_of(piece, refusal):
+                    dropped[index] = OutOfRange(
+                        "the sum of the member's scores would not be finite; it keeps its score",
+                        reason="SCORE_OUT_OF_RANGE",
+                    )
+            else:
+                self._routes.learn(refusal, deadline)
+        self.failures |= dropped
+        return dropped
+
+    def _indexes_of(self, piece: _Piece, refusal: Refusal) -> list[int]:
+        members = self._scores.members
+        return [
+            index
+            for index in piece.indexes
+            if members[index] == refusal.subject
+            and self._board_id(index) == refusal.plan.leaderboard_id
+        ]
+
+    def _board_id(self, index: int) -> str:
+        ids = self._scores.leaderboard_ids
+        return ids[index] if len(ids) > 1 else ids[0]
+
+    def _add_parts(self, write: Write, pieces: Iterable[_Piece]) -> None:
+        for piece in pieces:
+            token = self._token_of(piece.partition, piece.chunk)
+            part = ScorePart(write, piece.partition, piece.groups, token)
+            self._pieces[part] = piece
+            write.add(part)
+
+    def _fast_pieces(self, deadline: float) -> list[_Piece] | None:
+        """The pieces of many good scores for one board, now; None if they are not that simple."""
+        given = self._scores
+        if (
+            len(given.leaderboard_ids) > 1
+            or len(given.moments) > 1
+            or given.moments[0] is not None
+            or not math.isfinite(sum(given.scores))
+            or not are_plain(given.members)
+            or (given.metadata and max(map(len, given.metadata)) > MAX_METADATA)
+        ):
+            return None
+        try:
+            route = self._routes.route(
+                self._tenant, given.leaderboard_ids[0], None, self._arrival, deadline
+            )
+        except TallyboardError:
+            return None
+        if route.segments > 1 or route.ends_at <= self._arrival + len(given):
+            return None
+        plan, first = route.plan(0), code_of(self._arrival, route.descending)
+        step = -1 if route.descending else 1
+        scores = [score + 0.0 for score in given.scores] if 0.0 in given.scores else given.scores
+        pieces = []
+        for chunk, start in enumerate(range(0, len(given), CHUNK)):
+            stop = min(start + CHUNK, len(given))
+            columns = Columns(
+                list(given.members[start:stop]),
+                array("d", scores[start:stop]),
+                array("Q", range(first + step * start, first + step * stop, step)),
+                list(given.metadata[start:stop]),
+            )
+            if len(set(columns.members)) < stop - start:
+                columns = _merge_columns(plan, columns)
+            piece = _Piece(route.partition(0), chunk, list(range(start, stop)), {plan: columns})
+            pieces.append(piece)
+        return pieces
+
+    def _good_indexes(self) -> list[int]:
+        """The submissions whose fields are right; the others become failures."""
+        given = self._scores
+        good = []
+        for index, (member, score) in enumerate(zip(given.members, given.scores, strict=True)):
+            error = _problem(self._board_id(index), member, score)
+            if error is None and given.metadata and len(given.metadata[index]) > MAX_METADATA:
+                error = _invalid("METADATA_TOO_LARGE", "metadata", "must be at most 2,048 bytes")
+            if error is None:
+                good.append(index)
+            else:
+                self.failures[index] = error
+        return good
+
+    def _pieces_of(self, indexes: Iterable[int], deadline: float) -> list[_Piece]:
+        """The pieces of these submissions; those that no window takes become failures."""
+        pieces: dict[tuple[int, int], _Piece] = {}
+        found: dict[tuple[int, int], dict[Plan, list[_Item]]] = {}
+        for index in indexes:
+            try:
+                item = self._item(index, deadline)
+            except (FailedPrecondition, InvalidArgument) as error:
+                self.failures[index] = error
+                continue
+            except TallyboardError as error:
+                if self._token_of(0, 0) is not None and error.reason != "LEADERBOARD_NOT_FOUND":
+                    raise
+                self.failures[index] = error
+                continue
+            segment = segment_of(item.member, item.route.segments)
+            place = (item.route.partition(segment), index // CHUNK)
+            piece = pieces.get(place)
+            if piece is None:
+                piece = pieces[place] = _Piece(*place)
+                found[place] = {}
+            piece.indexes.append(index)
+            found[place].setdefault(item.route.plan(segment), []).append(item)
+        for place, piece in pieces.items():
+            piece.groups = {plan: _columns(plan, items) for plan, items in found[place].items()}
+        return list(pieces.values())
+
+    def _item(self, index: int, deadline: float) -> _Item:
+        given = self._scores
+        moments = given.moments
+        moment = moments[index] if len(moments) > 1 else moments[0]
+        route = self._routes.route(
+            self._tenant,
+            self._board_id(index),
+            moment,
+            self._arrival + (index if moment is None else 0),
+            deadline,
+            is_import=self._is_import,
+        )
+        at = self._arrival + index if moment is None else moment
+        metadata = given.metadata[index] if given.metadata else b""
+        score = given.scores[index] + 0.0  # -0.0 is 0.0
+        code = code_of(at, route.descending)
+        return _Item(route, given.members[index], score, code, metadata)
+
+
+def _columns(plan: Plan, items: Sequence[_Item]) -> Columns:
+    columns = Columns(
+        [item.member for item in items],
+        array("d", [item.score for item in items]),
+        array("Q", [item.code for item in items]),
+        [item.metadata for item in items] if any(item.metadata for item in items) else [],
+    )
+    if len(set(columns.members)) < len(items):
+        columns = _merge_columns(plan, columns)
+    return columns
+
+
+def _merge_columns(plan: Plan, columns: Columns) -> Columns:
+    """One item a member, as if they had been applied one after the other."""
+    states: dict[str, State] = {}
+    metadata = columns.metadata or repeat(b"")
+    rows = zip(columns.members, columns.scores, columns.codes, metadata, strict=False)
+    for member, score, code, data in rows:
+        coming = State(score, code, data)
+        held = states.get(member)
+        states[member] = coming if held is None else merged(plan, held, coming)
+    return Columns(
+        list(states),
+        array("d", [state.score for state in states.values()]),
+        array("Q", [state.code for state in states.values()]),
+        [state.metadata for state in states.values()] if columns.metadata else [],
+    )
+
+
+def _problem(leaderboard_id: str, member: str, score: float) -> TallyboardError | None:
+    for name, text in (("leaderboard_id", leaderboard_id), ("member", member)):
+        problem = name_problem(text)
+        if problem:
+            return _invalid("NAME_INVALID", name, problem)
+    if not math.isfinite(score):
+        return _invalid("SCORE_INVALID", "score", "must be a finite number")
+    return None
+
+
+def _invalid(reason: str, name: str, description: str) -> InvalidArgument:
+    return InvalidArgument(reason, [FieldViolation(name, description)])

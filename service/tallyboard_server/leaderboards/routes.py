@@ -1,0 +1,236 @@
+"""Where a submission goes: the board, the windows that hold its moment, and their partitions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from tallyboard_server.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from tallyboard_server.leaderboards import windows as calendar
+from tallyboard_server.leaderboards.boards import Board, Boards
+from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window
+from tallyboard_server.redis.keys import (
+    fence_key,
+    segment_partition,
+    window_keys,
+    windows_key,
+)
+from tallyboard_server.redis.operations import Write
+from tallyboard_server.redis.scores import Plan, Refusal
+from tallyboard_server.redis.store import RedisStore
+
+# How far ahead of this clock a moment may be.
+MAX_AHEAD: Final = 60 * calendar.MICROS
+# Of plans that submissions with moments of their own need; forgotten together.
+_MOST_PLANS: Final = 4096
+
+
+class Archive(Protocol):
+    """Brings windows that only Postgres has back into Redis."""
+
+    def load(self, board: Leaderboard, window: Window, deadline: float) -> bool:
+        """Loads the window; False if Postgres has never had it."""
+        ...
+
+
+@dataclass(eq=False)
+class Route:
+    """Where the scores of one board and one stretch of time go.
+
+    Attributes:
+        windows: those that hold the stretch, in the order of the answer.
+        ends_at: where the stretch ends.
+        closes_at: when the first of the windows takes no more scores.
+    """
+
+    board: Leaderboard
+    windows: tuple[Window, ...]
+    ends_at: int
+    closes_at: float
+    modes: tuple[str, ...]
+    lives: tuple[Any, ...]
+    partitions: tuple[int, ...]
+    plans: list[Plan | None]
+
+    @property
+    def segments(self) -> int:
+        """Over how many partitions the board is spread."""
+        return len(self.partitions)
+
+    @property
+    def descending(self) -> bool:
+        """Whether the greatest score ranks first."""
+        return self.board.is_descending
+
+    def partition(self, segment: int) -> int:
+        """The partition of a segment."""
+        return self.partitions[segment]
+
+    def plan(self, segment: int) -> Plan:
+        """The plan of a segment; always the same one, so that what has it merges."""
+        plan = self.plans[segment]
+        if plan is None:
+            plan = self.plans[segment] = self._plan(self.partitions[segment])
+        return plan
+
+    def _plan(self, partition: int) -> Plan:
+        board = self.board
+        keys = [fence_key(partition, board.board_key), windows_key(partition, board.board_key)]
+        described: list[Any] = []
+        for window, mode, lives in zip(self.windows, self.modes, self.lives, strict=True):
+            keys += window_keys(partition, board.board_key, window.window)[:5]
+            described += (window.window, lives, mode)
+        return Plan(
+            partition=partition,
+            tenant=board.tenant,
+            leaderboard_id=board.leaderboard_id,
+            board_key=board.board_key,
+            keys=tuple(keys),
+            head=(
+                str(board.revision),
+                "d" if board.is_descending else "a",
+                "e" if board.tie_break is TieBreak.EARLIEST else "m",
+                board.update_policy.value[0],
+            ),
+            most=board.max_entries,
+            windows=tuple(described),
+            policy=board.update_policy.value[0],
+            descending=board.is_descending,
+        )
+
+
+class Routes:
+    """Finds routes for one worker.
+
+    Args:
+        clock: the time now in µs since the epoch.
+        archive: brings back windows for imports.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        boards: Boards,
+        partitions: int,
+        clock: Callable[[], int],
+        archive: Archive,
+    ) -> None:
+        self._store = store
+        self._boards = boards
+        self._partitions = partitions
+        self._archive = archive
+        self.clock = clock
+
+    def route(
+        self,
+        tenant: str,
+        leaderboard_id: str,
+        moment: int | None,
+        now: int,
+        deadline: float,
+        *,
+        is_import: bool = False,
+    ) -> Route:
+        """The route of a submission.
+
+        Args:
+            moment: when the score was reached; None is now.
+
+        Raises:
+            NotFound: there is no such leaderboard.
+            FailedPrecondition: WINDOW_CLOSED, a window of the moment takes no more scores, or
+                there is none.
+            InvalidArgument: the moment is ahead of the clock, or beyond what is kept.
+        """
+        board = self._boards.held(tenant, leaderboard_id, deadline)
+        at = now if moment is None else moment
+        if at > now + MAX_AHEAD:
+            violation = FieldViolation("occurred_at", "is more than 1 minute ahead of the server")
+            raise InvalidArgument("FIELD_INVALID", [violation])
+        stretch = board.windows.stretch(at)
+        name = (stretch.starts_at, is_import)
+        route: Route | None = board.plans.get(name)
+        if route is None or route.ends_at != stretch.ends_at:
+            route = self._make(board, name, stretch, now, is_import=is_import)
+        if not is_import and route.closes_at <= now:
+            raise _closed("a window of that moment has ended, and its grace is over")
+        return route
+
+    def learn(self, refusal: Refusal, deadline: float) -> None:
+        """Acts on a refusal, so that a new route is another.
+
+        Raises:
+            TallyboardError: it will be refused again.
+        """
+        plan = refusal.plan
+        if refusal.code == "r":
+            self._boards.forget(plan.tenant, plan.leaderboard_id)
+            return
+        board = self._boards.held(plan.tenant, plan.leaderboard_id, deadline)
+        window = calendar.parse(board.definition, refusal.subject)
+        if refusal.code == "c":
+            board.notes.add(("closed", window.window))
+        elif not self._archive.load(board.definition, window, deadline):
+            board.notes.add(("new", window.window))
+        board.plans.clear()
+
+    def send(self, parts: Callable[[Write], None], size: int, deadline: float) -> Write:
+        """Submits parts and waits for them; their errors are left in them."""
+        return self._store.write(parts, size, deadline, raises=False)
+
+    def _make(
+        self,
+        board: Board,
+        name: tuple[int, bool],
+        stretch: calendar.Stretch,
+        now: int,
+        *,
+        is_import: bool,
+    ) -> Route:
+        definition = board.definition
+        windows = stretch.windows
+        if not windows:
+            raise _closed("the leaderboard has no window of that moment")
+        closings = [_closing(board, window) for window in windows]
+        expiries = [calendar.expires_at(definition, window) for window in windows]
+        if any(at is not None and at <= now for at in expiries):
+            raise _closed("a window of that moment is past its retention")
+        route = Route(
+            definition,
+            windows,
+            stretch.ends_at,
+            min((at for at in closings if at is not None), default=float("inf")),
+            tuple(
+                _mode(board, window, closing, now, is_import=is_import)
+                for window, closing in zip(windows, closings, strict=True)
+            ),
+            tuple("" if at is None else -((now - at) // calendar.MICROS) for at in expiries),
+            tuple(
+                segment_partition(
+                    definition.tenant, definition.leaderboard_id, segment, self._partitions
+                )
+                for segment in range(min(definition.segments, self._partitions))
+            ),
+            [None] * min(definition.segments, self._partitions),
+        )
+        if len(board.plans) > _MOST_PLANS:
+            board.plans.clear()
+        board.plans[name] = route
+        return route
+
+
+def _mode(board: Board, window: Window, closing: int | None, now: int, *, is_import: bool) -> str:
+    """How a window may be written to, as submit.lua has it."""
+    if not is_import or closing is None or closing > now:
+        return "o"
+    return "n" if ("new", window.window) in board.notes else "i"
+
+
+def _closing(board: Board, window: Window) -> int | None:
+    """When the window takes no more scores; the keeper's clock may have been ahead of ours."""
+    if ("closed", window.window) in board.notes:
+        return 0
+    return calendar.closes_at(board.definition, window)
+
+
+def _closed(why: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{why}; nothing was applied", reason="WINDOW_CLOSED")

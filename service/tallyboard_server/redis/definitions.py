@@ -1,0 +1,89 @@
+"""Definitions of leaderboards in Redis: the text, and the fences that submissions look at.
+
+What is made here are commands, for whoever sends them: a worker over its link, the keeper over its
+own client. All are safe to repeat, and none puts an older revision over a newer one.
+"""
+
+from typing import Any, Final
+
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.keys import (
+    definition_key,
+    dirty_key,
+    fence_key,
+    home_partition,
+    segment_partition,
+    windows_key,
+)
+
+# Counts the changes of definitions; workers look at it to know when theirs are out of date.
+CHANGES_KEY: Final = "tb:boards"
+# What is left of a deleted definition, so that a late copy can't bring it back.
+_TOMBSTONE_TTL: Final = 24 * 3600
+_DROP_STEP: Final = 200
+
+Command = tuple[Any, ...]
+
+
+def partitions_of(tenant: str, leaderboard_id: str, segments: int, partitions: int) -> list[int]:
+    """The partitions that a leaderboard's segments are in, the home first."""
+    return [
+        segment_partition(tenant, leaderboard_id, segment, partitions)
+        for segment in range(min(segments, partitions))
+    ]
+
+
+def publish(
+    tenant: str,
+    leaderboard_id: str,
+    board_key: str,
+    revision: int,
+    definition: str | None,
+    segments: int,
+    partitions: int,
+) -> list[Command]:
+    """Commands that tell Redis of a revision; None for a definition that was deleted."""
+    home = home_partition(tenant, leaderboard_id, partitions)
+    text, ttl = ("\n" + definition, 0) if definition is not None else ("\n", _TOMBSTONE_TTL)
+    commands = fence(
+        tenant, leaderboard_id, board_key, revision, "" if definition else "x", segments, partitions
+    )
+    key = definition_key(home, tenant, leaderboard_id)
+    commands.append(("EVAL", scripts.DEFINE.source, 1, key, revision, text, ttl))
+    commands.append(("INCR", CHANGES_KEY))
+    return commands
+
+
+def fence(
+    tenant: str,
+    leaderboard_id: str,
+    board_key: str,
+    revision: int,
+    mark: str,
+    segments: int,
+    partitions: int,
+) -> list[Command]:
+    """Commands that set a board's fences.
+
+    Args:
+        mark: empty (submissions of this revision are taken), "-" (none for now) or "x" (deleted).
+    """
+    return [
+        ("EVAL", scripts.DEFINE.source, 1, fence_key(p, board_key), revision, mark,
+         _TOMBSTONE_TTL if mark == "x" else 0)
+        for p in partitions_of(tenant, leaderboard_id, segments, partitions)
+    ]  # fmt: skip
+
+
+def parse_definition(held: bytes | None) -> str | None:
+    """The definition's text; None if there is none, or only what is left of a deleted one."""
+    if held is None:
+        return None
+    return held.partition(b"\n")[2].decode() or None
+
+
+def drop_windows(partition: int, board_key: str) -> Command:
+    """The command that drops some windows of a deleted board in one partition."""
+    keys = (windows_key(partition, board_key), dirty_key(partition))
+    around = (f"{{tb:{partition}}}:", f":{board_key}:")
+    return ("EVAL", scripts.DROP_WINDOWS.source, 2, *keys, *around, _DROP_STEP)
