@@ -219,7 +219,7 @@ def test_many_steps_copy_everything(
 ) -> None:
     expected: dict[str, int | str | None] = {f"post:{i}": i for i in range(107)}
     put(redis, 2, expected)
-    assert checkpointer.checkpoint_partition(2, limit=10) == 107
+    assert checkpointer.checkpoint_partition(2, limit=10).counters == 107
     assert totals(database) == expected
 
 
@@ -342,7 +342,7 @@ def test_a_slow_keeper_does_not_drop_what_another_took_over(redis: Redis) -> Non
 def test_no_more_than_the_limit_is_in_flight(redis: Redis) -> None:
     put(redis, 0, {f"post:{i}": i for i in range(10)})
     take(redis, 0, limit=4, checkpoint="first")
-    assert len(take(redis, 0, limit=6, checkpoint="second")[2]) == 6
+    assert len(take(redis, 0, limit=6, checkpoint="second")[3]) == 6
 
 
 def test_two_checkpointers_at_once_agree(
@@ -479,14 +479,14 @@ def versioned(versioned_redis: EmbeddedRedis) -> Iterator[Redis]:
 def test_the_script_answers_values_and_gaps(versioned: Redis) -> None:
     put(versioned, 0, {"a": 1, "b": None, "c": "w3"})
     answer = take(versioned, 0)
-    found = dict(zip(answer[2], answer[3], strict=True))
+    found = dict(zip(answer[3], answer[4], strict=True))
     expected = {"a": b"1", "b": None, "c": b"w3"}
     assert found == {shard_key(0, "acme", k).encode(): v for k, v in expected.items()}
 
 
 def test_the_script_takes_20000_keys_at_once(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(20_000)})
-    assert len(take(versioned, 0, limit=20_000)[2]) == 20_000
+    assert len(take(versioned, 0, limit=20_000)[3]) == 20_000
 
 
 def test_the_script_refuses_another_life(versioned: Redis) -> None:
@@ -500,7 +500,7 @@ def test_the_script_refuses_another_life(versioned: Redis) -> None:
 def test_a_full_redis_can_be_checkpointed(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(100)})
     versioned.config_set("maxmemory", 1)
-    assert len(take(versioned, 0)[2]) == 100
+    assert len(take(versioned, 0)[3]) == 100
 
 
 def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
@@ -510,7 +510,7 @@ def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
     take(versioned, 0, limit=1)
     versioned_redis.kill()
     versioned_redis.start()
-    assert len(take(versioned, 0, checkpoint="next")[2]) == 2
+    assert len(take(versioned, 0, checkpoint="next")[3]) == 2
 
 
 def test_redis_killed_over_and_over_loses_no_checkpoint(

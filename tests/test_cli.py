@@ -195,7 +195,7 @@ def test_list_ends_at_its_limit(call: Run, service: tuple[StandIn, str]) -> None
 
 
 def test_checkpoint_says_what_was_written(call: Run) -> None:
-    assert call("checkpoint").stdout.startswith("1,200 counters of 64 partitions in ")
+    assert call("checkpoint").stdout.startswith("1,200 counters and 0 entries of 64 partitions in ")
 
 
 @pytest.mark.parametrize(

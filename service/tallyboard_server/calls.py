@@ -75,6 +75,11 @@ class Service:
         """Copy what has changed from Redis to Postgres."""
         return self._call(self._operations.Checkpoint, operations_pb2.CheckpointRequest())
 
+    def take_snapshots(self, leaderboard_id: str) -> operations_pb2.TakeSnapshotsResponse:
+        """Take the daily standing of one leaderboard, or (empty) of all, now."""
+        request = operations_pb2.TakeSnapshotsRequest(leaderboard_id=leaderboard_id)
+        return self._call(self._operations.TakeSnapshots, request)
+
     def status(self) -> operations_pb2.GetStatusResponse:
         """How the service is."""
         return self._call(self._operations.GetStatus, operations_pb2.GetStatusRequest())

@@ -7,10 +7,10 @@ partitions' locks, and only then forgotten. Whoever dies in between leaves them 
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 import structlog
@@ -18,6 +18,7 @@ from prometheus_client import Counter, Histogram
 from psycopg_pool import ConnectionPool
 from redis import Redis
 
+from tallyboard_server.leaderboards.checkpoints import TakenEntries, write_taken_entries
 from tallyboard_server.postgres.checkpoints import (
     ShardValue,
     lock_partition,
@@ -49,6 +50,9 @@ _SECONDS = Histogram(
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
 )
 _KEYS = Counter("tallyboard_checkpoint_keys", "Keys that checkpoints copied to Postgres.")
+_ENTRIES = Counter(
+    "tallyboard_checkpoint_entries", "Entries of leaderboards that checkpoints copied to Postgres."
+)
 _UNREADABLE = Counter(
     "tallyboard_checkpoint_unreadable_keys", "Keys that a checkpoint could not understand."
 )
@@ -64,7 +68,8 @@ class PartitionFenced(Exception):
 class CheckpointResult:
     """What a checkpoint of all partitions did.
 
-    `counters` is the number of keys copied, `partitions` of how many partitions. `fenced` ones
+    `counters` is the number of counters' keys copied, `entries` of entries of leaderboards,
+    `partitions` of how many partitions. `fenced` ones
     can't be copied (see PartitionFenced); `unfinished` ones were held by somebody else, changed
     faster than they were copied, or were left because time ran out.
     """
@@ -74,14 +79,27 @@ class CheckpointResult:
     seconds: float
     fenced: tuple[int, ...] = ()
     unfinished: tuple[int, ...] = ()
+    entries: int = 0
+
+
+class Copied(NamedTuple):
+    """Keys of counters, and entries, that were copied from one partition."""
+
+    counters: int
+    entries: int
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What one transaction copied: by partition, keys copied and dirty keys left."""
+    """What one transaction copied: by partition, keys and entries copied, and what is left.
+
+    `entries_left` is None for a partition with so many dirty keys that nobody counted.
+    """
 
     copied: dict[int, int]
+    entries: dict[int, int]
     left: dict[int, int]
+    entries_left: dict[int, int | None]
     fenced: list[int]
     busy: list[int]
 
@@ -91,10 +109,13 @@ class _Taken:
     """What checkpoint.lua answered: what it took from each partition, and what it left."""
 
     read_at: datetime
-    values: list[ShardValue]
-    copied: dict[int, int]
-    left: dict[int, int]
-    fenced: list[int]
+    values: list[ShardValue] = field(default_factory=list)
+    entries: list[TakenEntries] = field(default_factory=list)
+    copied: dict[int, int] = field(default_factory=dict)
+    copied_entries: dict[int, int] = field(default_factory=dict)
+    left: dict[int, int] = field(default_factory=dict)
+    entries_left: dict[int, int | None] = field(default_factory=dict)
+    fenced: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -139,18 +160,23 @@ class Checkpointer:
         survey = self._survey()
         progress = _Progress(survey.changed)
         while progress.waiting and (deadline is None or time.monotonic() < deadline):
-            progress.add(self._step(progress.next_group(), STEP))
+            group = progress.next_group()
+            # A window of many entries is one dirty key: nobody knows yet how much there is.
+            progress.add(self._step(group, min(STEP, GROUP_KEYS // len(group))))
         unfinished = set(progress.waiting) | progress.given_up
         for partition in sorted(progress.busy):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
-                progress.copied[partition] += self._finish(partition, STEP, deadline)
+                finished = self._finish(partition, STEP, deadline)
+                progress.copied[partition] += finished.counters
+                progress.entries += finished.entries
             except PartitionFenced:
                 progress.fenced.append(partition)
             except psycopg.errors.LockNotAvailable:
                 unfinished.add(partition)
             except _Unfinished as left:
-                progress.copied[partition] += left.copied
+                progress.copied[partition] += left.done.counters
+                progress.entries += left.done.entries
                 unfinished.add(partition)
         if survey.clean:
             with self._pool.connection() as conn:
@@ -159,14 +185,15 @@ class Checkpointer:
         _SECONDS.observe(seconds)
         return CheckpointResult(
             counters=sum(progress.copied.values()),
+            entries=progress.entries,
             partitions=sum(copied > 0 for copied in progress.copied.values()),
             seconds=seconds,
             fenced=tuple(sorted([*survey.empty, *progress.fenced])),
             unfinished=tuple(sorted(unfinished)),
         )
 
-    def checkpoint_partition(self, partition: int, limit: int = STEP) -> int:
-        """Copies all that changed in one partition; gives the number of keys.
+    def checkpoint_partition(self, partition: int, limit: int = STEP) -> Copied:
+        """Copies all that changed in one partition; gives how much that was.
 
         Args:
             partition: which one.
@@ -179,18 +206,19 @@ class Checkpointer:
         try:
             return self._finish(partition, limit, None)
         except _Unfinished as unfinished:
-            return unfinished.copied
+            return unfinished.done
 
-    def _finish(self, partition: int, limit: int, deadline: float | None) -> int:
+    def _finish(self, partition: int, limit: int, deadline: float | None) -> Copied:
         """Steps through one partition, waiting for its lock, until nothing is left."""
         progress = _Progress({partition: 0})
         while progress.waiting and (deadline is None or time.monotonic() < deadline):
             progress.add(self._step([partition], limit, LOCK_WAIT))
         if progress.fenced:
             raise PartitionFenced(f"Redis or Postgres doesn't have this life of {partition}")
+        done = Copied(progress.copied[partition], progress.entries)
         if progress.waiting or progress.given_up:
-            raise _Unfinished(progress.copied[partition])
-        return progress.copied[partition]
+            raise _Unfinished(done)
+        return done
 
     def _step(self, partitions: Sequence[int], limit: int, wait: float | None = None) -> _Step:
         """One transaction over some partitions; without `wait`, over those that are free."""
@@ -203,11 +231,20 @@ class Checkpointer:
             unknown = set(partitions) - set(busy) - set(incarnations)
             taken = self._take_keys(incarnations, checkpoint, limit)
             write_values(conn, taken.values, taken.read_at)
+            write_taken_entries(conn, taken.entries, taken.read_at)
             finished = {i: incarnations[i] for i, left in taken.left.items() if left == 0}
             mark_checkpointed(conn, finished, taken.read_at)
-        self._forget_keys([i for i, copied in taken.copied.items() if copied], checkpoint)
+        self._forget_keys(list(taken.copied), checkpoint)
         _KEYS.inc(sum(taken.copied.values()))
-        return _Step(taken.copied, taken.left, [*taken.fenced, *unknown], busy)
+        _ENTRIES.inc(sum(taken.copied_entries.values()))
+        return _Step(
+            taken.copied,
+            taken.copied_entries,
+            taken.left,
+            taken.entries_left,
+            [*taken.fenced, *unknown],
+            busy,
+        )
 
     def _take_keys(self, incarnations: Mapping[int, str], checkpoint: str, limit: int) -> _Taken:
         pipeline = self._redis.pipeline(transaction=False)
@@ -216,14 +253,17 @@ class Checkpointer:
             keys = [dirty_key(i), in_flight_key(i), checkpoint_id_key(i), incarnation_key(i)]
             self._take(keys, [checkpoint, limit, incarnation], client=pipeline)
         read_at, *answers = pipeline.execute()
-        taken = _Taken(_time(*read_at), [], {}, {}, [])
+        taken = _Taken(_time(*read_at))
         for i, answer in zip(incarnations, answers, strict=True):
             if answer[0] == b"fenced":
                 taken.fenced.append(i)
                 continue
-            _, taken.left[i], found, values = answer
+            _, taken.left[i], entries_left, found, values, entries = answer
+            taken.entries_left[i] = None if entries_left < 0 else entries_left
             taken.copied[i] = len(found)
+            taken.copied_entries[i] = sum(len(members) for _, members, _ in entries)
             taken.values.extend(_parse(found, values))
+            taken.entries.extend(TakenEntries(*window) for window in entries)
         return taken
 
     def _forget_keys(self, partitions: Sequence[int], checkpoint: str) -> None:
@@ -259,11 +299,11 @@ class Checkpointer:
 
 
 class _Unfinished(Exception):
-    """A partition has something left, after `copied` keys."""
+    """A partition has something left, after what is `done`."""
 
-    def __init__(self, copied: int) -> None:
-        super().__init__(copied)
-        self.copied = copied
+    def __init__(self, done: Copied) -> None:
+        super().__init__(done)
+        self.done = done
 
 
 class _Progress:
@@ -279,7 +319,8 @@ class _Progress:
         self.fenced: list[int] = []
         self.busy: set[int] = set()
         self.given_up: set[int] = set()
-        self._most: dict[int, int] = {}
+        self.entries = 0
+        self._bounds: dict[int, _Bound] = {}
 
     def next_group(self) -> list[int]:
         """Partitions for one transaction."""
@@ -300,15 +341,40 @@ class _Progress:
         for partition in step.busy:
             del self.waiting[partition]
         self.busy.update(step.busy)
+        self.entries += sum(step.entries.values())
         for partition, left in step.left.items():
             self.copied[partition] += step.copied[partition]
-            most = self._most.setdefault(partition, self.copied[partition] + 2 * left + STEP)
-            if left == 0 or self.copied[partition] > most:
+            bound = self._bounds.setdefault(partition, _Bound())
+            bound.add(step, partition)
+            if left == 0 or bound.is_passed:
                 del self.waiting[partition]
                 if left:
                     self.given_up.add(partition)
             else:
                 self.waiting[partition] = left
+
+
+class _Bound:
+    """How much may be copied from a partition until it counts as changing too fast."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._most = 0
+        self._counted = False
+
+    def add(self, step: _Step, partition: int) -> None:
+        """Takes what a step did and what it left; sets the bound when that is known first."""
+        self._done += step.copied[partition] + step.entries[partition]
+        entries_left = step.entries_left[partition]
+        if self._most and (self._counted or entries_left is None):
+            return
+        self._counted = entries_left is not None
+        self._most = self._done + 2 * (step.left[partition] + (entries_left or 0)) + STEP
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether more was copied than there was when it began."""
+        return self._done > self._most
 
 
 def _time(seconds: int, microseconds: int) -> datetime:

@@ -183,9 +183,20 @@ def checkpoint(**target: Any) -> None:
     with calls.connect(**target) as service:
         done = service.checkpoint()
     click.echo(
-        f"{done.counters:,} counters of {done.partitions:,} partitions "
+        f"{done.counters:,} counters and {done.entries:,} entries "
+        f"of {done.partitions:,} partitions "
         f"in {done.elapsed.ToTimedelta().total_seconds():.3f} s"
     )
+
+
+@main.command()
+@_call_options
+@click.option("--leaderboard", default="", metavar="ID", help="Only this one instead of all.")
+def snapshot(leaderboard: str, **target: Any) -> None:
+    """Keep today's standing of the tenant's leaderboards in Postgres now."""
+    with calls.connect(**target) as service:
+        done = service.take_snapshots(leaderboard)
+    click.echo(f"{done.snapshots:,} snapshots of {done.leaderboards:,} leaderboards")
 
 
 @main.command()

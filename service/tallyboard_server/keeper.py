@@ -1,10 +1,15 @@
-"""The keeper process: checkpoints at an interval, whatever happens to the stores meanwhile."""
+"""The keeper process: checkpoints at an interval, and what follows from them.
+
+Definitions that Redis doesn't have are told to it, windows that have ended are archived, daily
+standings are copied; whatever happens to the stores meanwhile.
+"""
 
 import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import psycopg
@@ -14,10 +19,14 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tallyboard_server.archiver import Archiver
 from tallyboard_server.checkpointer import Checkpointer, CheckpointResult
+from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.checkpoints import oldest_checkpoint
 from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.publisher import Publisher
 from tallyboard_server.settings import Settings
+from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.startup import StartupError
 from tallyboard_server.stores import control_client, open_stores
 
@@ -63,6 +72,7 @@ class Keeper:
         redis: a client that does not repeat commands.
         pool: connections to Postgres.
         stopping: ends `run`.
+        clock: the time now in µs since the epoch, by which windows and days end.
     """
 
     def __init__(
@@ -71,41 +81,66 @@ class Keeper:
         redis: Redis,
         pool: ConnectionPool[BoundedConnection],
         stopping: threading.Event,
+        clock: Callable[[], int] = now_micros,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._stopping = stopping
         self._checkpointer = Checkpointer(redis, pool, settings.partitions)
+        self._publisher = Publisher(redis, pool, settings.partitions, settings.request_id_ttl)
+        self._archiver = Archiver(
+            redis, pool, self._checkpointer, settings.partitions, clock, settings.archive_quiet
+        )
+        self._snapshotter = Snapshotter(
+            pool, self._checkpointer, settings.partitions, clock, settings.snapshot_retention
+        )
         # A Postgres that was away at the start may lack the schema, or the partitions.
         self._prepared = False
         self._away: str | None = None
         self._fenced: tuple[int, ...] = ()
 
     def run(self) -> None:
-        """Checkpoints until `stopping` is set, and once more then."""
+        """Works until `stopping` is set, and makes one checkpoint more then."""
         pause = 0.0
         while not self._stopping.wait(pause):
             started = time.monotonic()
-            if self.attempt():
+            if self.attempt() and self.tidy():
                 pause = max(0.0, started + self._settings.checkpoint_interval - time.monotonic())
             else:
                 pause = min(max(FIRST_RETRY, 2 * pause), SLOWEST_RETRY)
         self.attempt(time.monotonic() + LAST_CHECKPOINT_TIMEOUT)
 
+    def tidy(self) -> bool:
+        """What follows a checkpoint: definitions, archives, snapshots; False as in `attempt`."""
+        return self._guarded(self._tidy)
+
     def attempt(self, deadline: float | None = None) -> bool:
         """One checkpoint of everything, ended at `deadline`; False when a store is away."""
+        return self._guarded(lambda: self._checkpoint(deadline))
+
+    def _tidy(self) -> None:
+        self._publisher.publish()
+        self._snapshotter.work()
+        self._archiver.work()
+        self._archiver.drop_expired()
+        self._publisher.purge()
+
+    def _checkpoint(self, deadline: float | None) -> None:
+        if not self._prepared:
+            self._prepare()
+        result = self._checkpointer.checkpoint_all(deadline)
+        self._measure_lag()
+        self._succeeded(result)
+
+    def _guarded(self, work: Callable[[], None]) -> bool:
         try:
-            if not self._prepared:
-                self._prepare()
-            result = self._checkpointer.checkpoint_all(deadline)
-            self._measure_lag()
+            work()
         except StartupError as error:
             return self._failed("start", str(error))
         except RedisError as error:
             return self._failed("redis", f"Redis is away: {error}")
         except psycopg.Error as error:
             return self._failed("postgres", f"Postgres is away: {error}")
-        self._succeeded(result)
         return True
 
     def _prepare(self) -> None:
@@ -143,6 +178,7 @@ class Keeper:
         _log.debug(
             "Checkpoint.",
             keys=result.counters,
+            entries=result.entries,
             partitions=result.partitions,
             seconds=round(result.seconds, 3),
         )

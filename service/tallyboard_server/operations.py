@@ -136,12 +136,15 @@ def _checkpoint_some(
     checkpointer: Checkpointer, partitions: list[int], deadline: float
 ) -> CheckpointResult:
     started = time.monotonic()
-    counters = 0
+    counters = entries = 0
     for partition in partitions:
         if time.monotonic() > deadline:
             raise DeadlineExceeded("not all partitions were copied in time; try again")
         try:
-            counters += checkpointer.checkpoint_partition(partition)
+            copied = checkpointer.checkpoint_partition(partition)
+            counters += copied.counters
+            entries += copied.entries
         except PartitionFenced as error:
             raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
-    return CheckpointResult(counters, len(partitions), time.monotonic() - started, (), ())
+    seconds = time.monotonic() - started
+    return CheckpointResult(counters, len(partitions), seconds, entries=entries)

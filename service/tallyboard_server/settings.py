@@ -236,6 +236,16 @@ class Settings:
         "Seconds that an idle producer is remembered, 600 to 2,592,000.",
         _between(600, 30 * DAY, "seconds"),
     )
+    archive_quiet: float = _setting(
+        5.0,
+        "Seconds without a change after which a window that has closed is archived, 0 to 3600.",
+        _between(0, 3600, "seconds"),
+    )
+    snapshot_retention: float = _setting(
+        400 * 24 * 3600.0,
+        "Seconds that daily snapshots of leaderboards are kept; 0: for good.",
+        _between(0, 100 * 365 * 24 * 3600, "seconds"),
+    )
     checkpoint_interval: float = _setting(
         5.0,
         "Seconds between two checkpoints from Redis to Postgres, 0.1 to 3600.",

@@ -9,10 +9,12 @@ from contextlib import ExitStack, closing
 
 import structlog
 
+from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.counters.service import Counters
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.leaderboards.service import Leaderboards, now_micros
+from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations
 from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.redis.durability import durability
@@ -26,6 +28,7 @@ from tallyboard_server.rpc.operations import OperationsServicer
 from tallyboard_server.rpc.server import Server
 from tallyboard_server.rpc.stack import Stack
 from tallyboard_server.settings import Settings
+from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.stores import Opened, control_client, open_stores
 from tallyboard_server.watching import WatchHub
 
@@ -99,6 +102,17 @@ class Worker:
         self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock)
         own.callback(self._leaderboards.close)
         operations = Operations(redis, pool, fences, settings)
+        snapshots = Snapshots(
+            pool,
+            self._leaderboards.boards,
+            Snapshotter(
+                pool,
+                Checkpointer(redis, pool, settings.partitions),
+                settings.partitions,
+                self._clock,
+                settings.snapshot_retention,
+            ),
+        )
         metrics = own.enter_context(closing(CallMetrics()))
         stack = Stack(
             metrics,
@@ -112,7 +126,7 @@ class Worker:
                 self._leaderboards, stack, settings.cache_ttl
             ),
             "OperationsService": OperationsServicer(
-                operations, settings.durability, settings.partitions
+                operations, snapshots, settings.durability, settings.partitions
             ),
         }
         self._server = Server(servicers, stack, settings)

@@ -16,7 +16,13 @@ METHODS = [method for service in SERVICES for method in service.methods]
 BUILT = {
     "CounterService": None,
     "LeaderboardService": None,
-    "OperationsService": {"GetStatus", "Checkpoint"},
+    "OperationsService": {
+        "GetStatus",
+        "Checkpoint",
+        "ListSnapshots",
+        "GetSnapshot",
+        "TakeSnapshots",
+    },
 }
 
 

@@ -15,6 +15,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -197,6 +198,16 @@ def resolve(board: Leaderboard, text: str, now: int) -> Window:
         )
     _check_kind(board, kind)
     return (_current if relation == "current" else _previous)(board, kind, now)
+
+
+def day_at(board: Leaderboard, moment: int) -> Window:
+    """The board's day that holds the moment (µs), whether or not it has daily windows."""
+    return _current(board, WindowKind.DAILY, moment)
+
+
+def day_window(board: Leaderboard, day: str) -> Window:
+    """The board's day of a name such as `2026-11-23`, whether or not it has daily windows."""
+    return parse(replace(board, windows=(WindowKind.DAILY,)), day)
 
 
 def has_started(window: Window, now: int) -> bool:

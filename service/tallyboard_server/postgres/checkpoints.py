@@ -34,7 +34,7 @@ def lock_partition(conn: psycopg.Connection[Any], partition: int, wait: float) -
         psycopg.errors.LockNotAvailable: somebody else had it for `wait` seconds.
     """
     lock_for_transaction(conn, partition, wait)
-    return _incarnations(conn, [partition])
+    return read_incarnations(conn, [partition])
 
 
 def try_lock_partitions(
@@ -45,10 +45,11 @@ def try_lock_partitions(
     Gives their incarnations as `lock_partition` does, and the partitions that are not free.
     """
     locked = try_lock_for_transaction(conn, partitions)
-    return _incarnations(conn, sorted(locked)), sorted(set(partitions) - locked)
+    return read_incarnations(conn, sorted(locked)), sorted(set(partitions) - locked)
 
 
-def _incarnations(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> dict[int, str]:
+def read_incarnations(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> dict[int, str]:
+    """The incarnations that Postgres follows, of those partitions that it knows."""
     # A statement of its own: it has to see what was committed before the lock was had.
     rows = conn.execute(
         "SELECT partition, incarnation FROM tallyboard.partitions WHERE partition = ANY(%s)",

@@ -39,6 +39,8 @@ DISTINCT = _read("distinct")
 LOAD = _read("load")
 FORGET = _read("forget")
 CLOSE_WINDOW = _read("close_window")
+EXPIRE_WINDOW = _read("expire_window")
+SWEEP_WINDOWS = _read("sweep_windows")
 DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
 

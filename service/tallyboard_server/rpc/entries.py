@@ -6,6 +6,7 @@ which costs twice as much.
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard_server.leaderboards.model import (
@@ -194,6 +195,13 @@ class EncodedPages:
         return encoded
 
 
+def fill_entries(messages: Any, entries: Iterable[Entry]) -> None:
+    """Adds entries to a repeated field."""
+    add = messages.add
+    for entry in entries:
+        _fill(add(), entry)
+
+
 def _fill(message: pb.Entry, entry: Entry) -> None:
     message.rank = entry.rank
     message.member = entry.member
@@ -213,6 +221,4 @@ def _fill_page(
     response.total_size = page.total_size
     response.source = SOURCES[page.source]
     set_as_of(response.as_of, page.as_of)
-    add = response.entries.add
-    for entry in page.entries:
-        _fill(add(), entry)
+    fill_entries(response.entries, page.entries)

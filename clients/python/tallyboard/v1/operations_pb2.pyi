@@ -233,12 +233,15 @@ class CheckpointResponse(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     PARTITIONS_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
     counters: _builtins.int
     """How many values of counters were written to Postgres. A counter spread over several partitions
     has one in each.
     """
     partitions: _builtins.int
     """How many partitions were looked at."""
+    entries: _builtins.int
+    """How many entries of leaderboards were written to Postgres."""
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
         """How long it took."""
@@ -249,10 +252,11 @@ class CheckpointResponse(_message.Message):
         counters: _builtins.int = ...,
         partitions: _builtins.int = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        entries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "elapsed", b"elapsed", "partitions", b"partitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "elapsed", b"elapsed", "entries", b"entries", "partitions", b"partitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,6 +273,8 @@ class Snapshot(_message.Message):
     DAY_FIELD_NUMBER: _builtins.int
     TAKEN_AT_FIELD_NUMBER: _builtins.int
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     leaderboard_id: _builtins.str
     """The id of the leaderboard."""
     window: _builtins.str
@@ -277,6 +283,12 @@ class Snapshot(_message.Message):
     """The day in the board's time zone, `2026-11-23` for example."""
     entry_count: _builtins.int
     """How many entries it holds."""
+    rank: _builtins.int
+    """The rank of the member that the request named, from 1; unset if it named none, or the member
+    isn't in the snapshot.
+    """
+    score: _builtins.float
+    """The score of that member; unset as the rank is."""
     @_builtins.property
     def taken_at(self) -> _timestamp_pb2.Timestamp:
         """The moment of which the snapshot is true."""
@@ -289,12 +301,21 @@ class Snapshot(_message.Message):
         day: _builtins.str = ...,
         taken_at: _timestamp_pb2.Timestamp | None = ...,
         entry_count: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["taken_at", b"taken_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_score", b"_score", "rank", b"rank", "score", b"score", "taken_at", b"taken_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "entry_count", b"entry_count", "leaderboard_id", b"leaderboard_id", "taken_at", b"taken_at", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_score", b"_score", "day", b"day", "entry_count", b"entry_count", "leaderboard_id", b"leaderboard_id", "rank", b"rank", "score", b"score", "taken_at", b"taken_at", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
@@ -308,6 +329,7 @@ class ListSnapshotsRequest(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
     leaderboard_id: _builtins.str
     """The id of the leaderboard, 1 to 256 bytes. LEADERBOARD_NOT_FOUND if there is none."""
     window: _builtins.str
@@ -320,6 +342,10 @@ class ListSnapshotsRequest(_message.Message):
     """The `next_page_token` of the page before; empty: the first page. The other fields, save the
     page size, must be the same as for that page. PAGE_INVALID otherwise.
     """
+    member: _builtins.str
+    """A member whose rank and score to add to each snapshot: its rank over time. 1 to 256 bytes,
+    NAME_INVALID otherwise; empty: none.
+    """
     def __init__(
         self,
         *,
@@ -327,10 +353,11 @@ class ListSnapshotsRequest(_message.Message):
         window: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        member: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaderboard_id", b"leaderboard_id", "page_size", b"page_size", "page_token", b"page_token", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaderboard_id", b"leaderboard_id", "member", b"member", "page_size", b"page_size", "page_token", b"page_token", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,6 +468,56 @@ class GetSnapshotResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSnapshotResponse: _TypeAlias = GetSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class TakeSnapshotsRequest(_message.Message):
+    """Request of TakeSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADERBOARD_ID_FIELD_NUMBER: _builtins.int
+    leaderboard_id: _builtins.str
+    """The id of the leaderboard, 1 to 256 bytes; empty: all of the tenant. LEADERBOARD_NOT_FOUND if
+    there is none.
+    """
+    def __init__(
+        self,
+        *,
+        leaderboard_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaderboard_id", b"leaderboard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSnapshotsRequest: _TypeAlias = TakeSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class TakeSnapshotsResponse(_message.Message):
+    """Response of TakeSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADERBOARDS_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    leaderboards: _builtins.int
+    """Of how many leaderboards a snapshot was taken."""
+    snapshots: _builtins.int
+    """How many snapshots were taken: one for each window that holds entries."""
+    def __init__(
+        self,
+        *,
+        leaderboards: _builtins.int = ...,
+        snapshots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaderboards", b"leaderboards", "snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSnapshotsResponse: _TypeAlias = TakeSnapshotsResponse  # noqa: Y015
 
 @_typing.final
 class VerifyRequest(_message.Message):

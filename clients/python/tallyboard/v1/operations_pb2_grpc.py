@@ -65,6 +65,11 @@ class OperationsServiceStub:
                 request_serializer=tallyboard_dot_v1_dot_operations__pb2.GetSnapshotRequest.SerializeToString,
                 response_deserializer=tallyboard_dot_v1_dot_operations__pb2.GetSnapshotResponse.FromString,
                 _registered_method=True)
+        self.TakeSnapshots = channel.unary_unary(
+                '/tallyboard.v1.OperationsService/TakeSnapshots',
+                request_serializer=tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsRequest.SerializeToString,
+                response_deserializer=tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsResponse.FromString,
+                _registered_method=True)
         self.Verify = channel.unary_stream(
                 '/tallyboard.v1.OperationsService/Verify',
                 request_serializer=tallyboard_dot_v1_dot_operations__pb2.VerifyRequest.SerializeToString,
@@ -141,6 +146,19 @@ class OperationsServiceServicer:
 
         Errors: SNAPSHOT_NOT_FOUND and LEADERBOARD_NOT_FOUND (NOT_FOUND), PAGE_INVALID, WINDOW_INVALID
         and FIELD_INVALID (INVALID_ARGUMENT), POSTGRES_UNAVAILABLE (UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeSnapshots(self, request, context):
+        """Takes a snapshot of every window that is current now, of one leaderboard of the caller's tenant
+        or of all, in place of an earlier one of the same day. The server does so by itself when a day
+        ends in a board's time zone.
+
+        Errors: LEADERBOARD_NOT_FOUND (NOT_FOUND), NAME_INVALID (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE), DEADLINE_EXCEEDED (those boards
+        that were done keep their snapshots).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,6 +241,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.GetSnapshot,
                     request_deserializer=tallyboard_dot_v1_dot_operations__pb2.GetSnapshotRequest.FromString,
                     response_serializer=tallyboard_dot_v1_dot_operations__pb2.GetSnapshotResponse.SerializeToString,
+            ),
+            'TakeSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeSnapshots,
+                    request_deserializer=tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsRequest.FromString,
+                    response_serializer=tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsResponse.SerializeToString,
             ),
             'Verify': grpc.unary_stream_rpc_method_handler(
                     servicer.Verify,
@@ -369,6 +392,33 @@ class OperationsService:
             '/tallyboard.v1.OperationsService/GetSnapshot',
             tallyboard_dot_v1_dot_operations__pb2.GetSnapshotRequest.SerializeToString,
             tallyboard_dot_v1_dot_operations__pb2.GetSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallyboard.v1.OperationsService/TakeSnapshots',
+            tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsRequest.SerializeToString,
+            tallyboard_dot_v1_dot_operations__pb2.TakeSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

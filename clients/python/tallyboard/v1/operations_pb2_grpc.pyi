@@ -68,6 +68,15 @@ class OperationsServiceStub:
     Errors: SNAPSHOT_NOT_FOUND and LEADERBOARD_NOT_FOUND (NOT_FOUND), PAGE_INVALID, WINDOW_INVALID
     and FIELD_INVALID (INVALID_ARGUMENT), POSTGRES_UNAVAILABLE (UNAVAILABLE).
     """
+    TakeSnapshots: _grpc.UnaryUnaryMultiCallable[_operations_pb2.TakeSnapshotsRequest, _operations_pb2.TakeSnapshotsResponse]
+    """Takes a snapshot of every window that is current now, of one leaderboard of the caller's tenant
+    or of all, in place of an earlier one of the same day. The server does so by itself when a day
+    ends in a board's time zone.
+
+    Errors: LEADERBOARD_NOT_FOUND (NOT_FOUND), NAME_INVALID (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE), DEADLINE_EXCEEDED (those boards
+    that were done keep their snapshots).
+    """
     Verify: _grpc.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
     a partition. It changes nothing but that a partition is checkpointed before it is compared, so
@@ -143,6 +152,15 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     Errors: SNAPSHOT_NOT_FOUND and LEADERBOARD_NOT_FOUND (NOT_FOUND), PAGE_INVALID, WINDOW_INVALID
     and FIELD_INVALID (INVALID_ARGUMENT), POSTGRES_UNAVAILABLE (UNAVAILABLE).
+    """
+    TakeSnapshots: _aio.UnaryUnaryMultiCallable[_operations_pb2.TakeSnapshotsRequest, _operations_pb2.TakeSnapshotsResponse]  # type: ignore[assignment]
+    """Takes a snapshot of every window that is current now, of one leaderboard of the caller's tenant
+    or of all, in place of an earlier one of the same day. The server does so by itself when a day
+    ends in a board's time zone.
+
+    Errors: LEADERBOARD_NOT_FOUND (NOT_FOUND), NAME_INVALID (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE), DEADLINE_EXCEEDED (those boards
+    that were done keep their snapshots).
     """
     Verify: _aio.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]  # type: ignore[assignment]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
@@ -240,6 +258,21 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: SNAPSHOT_NOT_FOUND and LEADERBOARD_NOT_FOUND (NOT_FOUND), PAGE_INVALID, WINDOW_INVALID
         and FIELD_INVALID (INVALID_ARGUMENT), POSTGRES_UNAVAILABLE (UNAVAILABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def TakeSnapshots(
+        self,
+        request: _operations_pb2.TakeSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.TakeSnapshotsResponse, _abc.Awaitable[_operations_pb2.TakeSnapshotsResponse]]:
+        """Takes a snapshot of every window that is current now, of one leaderboard of the caller's tenant
+        or of all, in place of an earlier one of the same day. The server does so by itself when a day
+        ends in a board's time zone.
+
+        Errors: LEADERBOARD_NOT_FOUND (NOT_FOUND), NAME_INVALID (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE), DEADLINE_EXCEEDED (those boards
+        that were done keep their snapshots).
         """
 
     @_abc_1.abstractmethod

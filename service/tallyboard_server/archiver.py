@@ -1,0 +1,181 @@
+"""Windows that have ended: closed in Redis, archived in Postgres with their ranks, and let go.
+
+Closing comes first: from then on Redis takes no scores but imports, so the checkpoint that follows
+has all there is. An import makes the window one that is only closed, to be archived again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+import structlog
+from prometheus_client import Counter, Histogram
+from psycopg_pool import ConnectionPool
+from redis import Redis
+
+from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
+from tallyboard_server.leaderboards.definitions import from_json
+from tallyboard_server.leaderboards.model import Leaderboard, WindowState
+from tallyboard_server.leaderboards.windows import MICROS
+from tallyboard_server.postgres.checkpoints import read_incarnations
+from tallyboard_server.postgres.entries import (
+    WindowRow,
+    archive_window,
+    close_window,
+    delete_window,
+    due_windows,
+    expired_windows,
+)
+from tallyboard_server.postgres.leaderboards import find_by_keys
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.redis import windows
+from tallyboard_server.redis.client import run
+from tallyboard_server.redis.definitions import partitions_of
+
+# Redis keeps an archived window so long: most reads of it come soon after its end.
+LIVE_AFTER_ARCHIVE: Final = 24 * 3600
+# A window that imports still write to is not archived every time a checkpoint finds some.
+QUIET: Final = 5.0
+_PAGE: Final = 100
+_DELETE_STEP: Final = 20_000
+# Seconds that one round may take: checkpoints wait for it.
+_ROUND: Final = 10.0
+
+_ARCHIVED = Counter("tallyboard_archived_windows", "Windows of leaderboards that were archived.")
+_SECONDS = Histogram(
+    "tallyboard_archive_seconds",
+    "Seconds that the archiving of a window took.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+_log = structlog.get_logger(__name__)
+
+
+class Archiver:
+    """Work of the keeper; its methods raise redis.RedisError and psycopg.Error.
+
+    Args:
+        partitions: how many there are.
+        clock: the time now in µs since the epoch.
+        quiet: seconds without a change after which a closed window is archived.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        pool: ConnectionPool[BoundedConnection],
+        checkpointer: Checkpointer,
+        partitions: int,
+        clock: Callable[[], int],
+        quiet: float = QUIET,
+    ) -> None:
+        self._redis = redis
+        self._pool = pool
+        self._checkpointer = checkpointer
+        self._partitions = partitions
+        self._clock = clock
+        self._quiet = quiet
+
+    def work(self) -> int:
+        """Closes and archives windows that are due, for a while; gives how many it archived."""
+        until = time.monotonic() + _ROUND
+        archived, after = 0, None
+        while time.monotonic() < until:
+            with self._pool.connection() as conn:
+                due = due_windows(conn, self._clock(), self._quiet_since(), _PAGE, after)
+                boards = {row.board_key: row for row in find_by_keys(conn, _board_keys(due))}
+            for row in due:
+                if time.monotonic() > until:
+                    break
+                archived += self._settle(from_json(boards[row.board_key].definition), row)
+            if len(due) < _PAGE:
+                break
+            after = due[-1]
+        return archived
+
+    def drop_expired(self) -> None:
+        """Deletes windows whose retention is over, for a while."""
+        until = time.monotonic() + _ROUND
+        with self._pool.connection() as conn:
+            expired = expired_windows(conn, self._clock(), _PAGE)
+            boards = {row.board_key: row for row in find_by_keys(conn, _board_keys(expired))}
+        for row in expired:
+            board = from_json(boards[row.board_key].definition)
+            commands = []
+            for partition in self._places(board):
+                commands += windows.drop_window(partition, row.board_key, row.window.window)
+            run(self._redis, commands)
+            is_gone = False
+            while not is_gone and time.monotonic() < until:
+                with self._pool.connection() as conn:
+                    is_gone = delete_window(conn, row.window_id, _DELETE_STEP)
+
+    def _settle(self, board: Leaderboard, row: WindowRow) -> bool:
+        """Takes a window that is due one step further; tells whether it is archived now."""
+        try:
+            if not self._close(board, row):
+                return False
+            for partition in self._places(board):
+                self._checkpointer.checkpoint_partition(partition)
+        except (PartitionFenced, psycopg.errors.LockNotAvailable):
+            return False  # it stays due
+        started = time.monotonic()
+        with self._pool.connection() as conn:
+            entries = archive_window(conn, row.window_id, None, archived_at=self._clock())
+        if entries is None:
+            return False
+        _SECONDS.observe(time.monotonic() - started)
+        _ARCHIVED.inc()
+        _log.info(
+            "Window archived.",
+            tenant=board.tenant,
+            leaderboard=board.leaderboard_id,
+            window=row.window.window,
+            entries=entries,
+        )
+        self._let_go(board, row)
+        return True
+
+    def _close(self, board: Leaderboard, row: WindowRow) -> bool:
+        """Closes the window in every partition; False when one of them is not what we knew."""
+        places = self._places(board)
+        with self._pool.connection() as conn:
+            incarnations = read_incarnations(conn, places)
+        if row.state is WindowState.OPEN:
+            replies = run(
+                self._redis,
+                [
+                    windows.close_window(
+                        place, incarnations.get(place, ""), row.board_key, row.window.window
+                    )
+                    for place in places
+                ],
+            )
+            if any(reply[0] != b"ok" for reply in replies):
+                return False
+        with self._pool.connection() as conn:
+            close_window(conn, row.window_id)
+        return True
+
+    def _let_go(self, board: Leaderboard, row: WindowRow) -> None:
+        seconds = LIVE_AFTER_ARCHIVE
+        if row.expires_at is not None:
+            left = (row.expires_at - self._clock()) // MICROS
+            seconds = max(1, min(seconds, left))
+        commands = []
+        for place in self._places(board):
+            commands.append(windows.expire_window(place, row.board_key, row.window.window, seconds))
+            commands.append(windows.sweep_windows(place, row.board_key))
+        run(self._redis, commands)
+
+    def _places(self, board: Leaderboard) -> list[int]:
+        return partitions_of(board.tenant, board.leaderboard_id, board.segments, self._partitions)
+
+    def _quiet_since(self) -> int:
+        """Changes are dated by Redis' clock."""
+        seconds, micros = run(self._redis, [("TIME",)])[0]
+        return int(seconds) * MICROS + int(micros) - int(self._quiet * MICROS)
+
+
+def _board_keys(found: list[WindowRow]) -> list[str]:
+    return sorted({row.board_key for row in found})

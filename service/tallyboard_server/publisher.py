@@ -1,0 +1,90 @@
+"""Tells Redis of definitions that it doesn't have yet, and clears away what deleted boards held."""
+
+from typing import Final
+
+from psycopg_pool import ConnectionPool
+from redis import Redis
+
+from tallyboard_server.leaderboards.definitions import from_json
+from tallyboard_server.postgres import leaderboards as rows
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.redis import definitions
+from tallyboard_server.redis.client import run
+
+_PAGE: Final = 500
+_PURGE_BOARDS: Final = 20
+_PURGE_STEP: Final = 20_000
+_PURGE_STEPS: Final = 10
+_FORGET: Final = 5_000
+
+
+class Publisher:
+    """Work of the keeper; its methods raise redis.RedisError and psycopg.Error.
+
+    Args:
+        partitions: how many there are.
+        request_ttl: seconds that request ids of changes are remembered.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        pool: ConnectionPool[BoundedConnection],
+        partitions: int,
+        request_ttl: float,
+    ) -> None:
+        self._redis = redis
+        self._pool = pool
+        self._partitions = partitions
+        self._request_ttl = request_ttl
+
+    def publish(self) -> int:
+        """Tells Redis of every revision that it was not told of; gives how many."""
+        published, after = 0, ""
+        while True:
+            with self._pool.connection() as conn:
+                found = rows.unsynced(conn, after, _PAGE)
+            for row in found:
+                self._tell(row)
+            published += len(found)
+            if len(found) < _PAGE:
+                return published
+            after = found[-1].board_key
+
+    def purge(self) -> None:
+        """Clears away some of what deleted boards held, and old request ids."""
+        with self._pool.connection() as conn:
+            deleted = rows.purgeable(conn, _PURGE_BOARDS)
+            rows.forget_requests(conn, self._request_ttl, _FORGET)
+        for row in deleted:
+            self._drop(row)
+            for _ in range(_PURGE_STEPS):
+                with self._pool.connection() as conn:
+                    if rows.purge(conn, row.board_key, _PURGE_STEP):
+                        break
+
+    def _tell(self, row: rows.BoardRow) -> None:
+        board = from_json(row.definition)
+        run(
+            self._redis,
+            definitions.publish(
+                row.tenant,
+                row.leaderboard_id,
+                row.board_key,
+                row.revision,
+                None if row.deleted_at is not None else row.definition,
+                board.segments,
+                self._partitions,
+            ),
+        )
+        with self._pool.connection() as conn:
+            rows.mark_synced(conn, row.board_key, row.revision)
+
+    def _drop(self, row: rows.BoardRow) -> None:
+        board = from_json(row.definition)
+        for partition in definitions.partitions_of(
+            row.tenant, row.leaderboard_id, board.segments, self._partitions
+        ):
+            left = 1
+            while left:
+                left, _ = run(self._redis, [definitions.drop_windows(partition, row.board_key)])[0]
