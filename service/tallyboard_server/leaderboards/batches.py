@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 2000
 MAX_METADATA: Final = 2048
-_ATTEMPTS: Final = 8
+#: How often what Redis refused is planned anew and sent again.
+ATTEMPTS: Final = 8
 _PAUSE: Final = 0.05
 
 TokenOf = Callable[[int, int], Token | None]
@@ -111,6 +112,7 @@ class ScoreBatch:
         self._is_import = is_import
         self._arrival = routes.clock()
         self._pieces: dict[Part, _Piece] = {}
+        self._to_trim: set[Route] = set()
         self.failures: dict[int, TallyboardError] = {}
 
     def prepare(self, deadline: float) -> Callable[[Write], None]:
@@ -134,14 +136,17 @@ class ScoreBatch:
         seen, total = write.seen, len(write.parts)
         refused = [part for part in write.parts if isinstance(part.error, ScoresRefused)]
         self._fail_parts(part for part in write.parts if part not in refused)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if not refused:
                 break
+            pause_before(attempt, deadline)
             again = self._retry(refused, deadline)
             seen += again.seen
             refused = [part for part in again.parts if isinstance(part.error, ScoresRefused)]
             self._fail_parts(part for part in again.parts if part not in refused)
         self._fail_parts(refused)
+        for route in self._to_trim:
+            self._routes.trim(route, deadline)
         return bool(total) and seen == total
 
     def _fail_parts(self, parts: Iterable[Part]) -> None:
@@ -155,15 +160,11 @@ class ScoreBatch:
     def _retry(self, parts: Sequence[Part], deadline: float) -> Write:
         """Plans the submissions of refused parts anew, without those that can't count."""
         wanted: list[int] = []
-        is_new_definition = False
         for part in parts:
             piece, error = self._pieces[part], part.error
             assert isinstance(error, ScoresRefused)
             dropped = self._learn(error.refusals, piece, deadline)
-            is_new_definition |= any(refusal.code == "r" for refusal in error.refusals)
             wanted += [index for index in piece.indexes if index not in dropped]
-        if is_new_definition:
-            time.sleep(_PAUSE)  # a change of a definition may take two steps
         pieces = self._pieces_of(wanted, deadline)
         return self._routes.send(
             lambda write: self._add_parts(write, pieces), len(wanted), deadline
@@ -297,11 +298,22 @@ class ScoreBatch:
             deadline,
             is_import=self._is_import,
         )
+        if route.needs_trim:
+            self._to_trim.add(route)
         at = self._arrival + index if moment is None else moment
         metadata = given.metadata[index] if given.metadata else b""
         score = given.scores[index] + 0.0  # -0.0 is 0.0
         code = code_of(at, route.descending)
         return _Item(route, given.members[index], score, code, metadata)
+
+
+def pause_before(attempt: int, deadline: float) -> None:
+    """Waits before what was refused is sent again: a change of a definition may take two steps.
+
+    The first time (0) it does not wait: most often the change is over by then.
+    """
+    if attempt:
+        time.sleep(max(0.0, min(_PAUSE * attempt, deadline - time.monotonic())))
 
 
 def _columns(plan: Plan, items: Sequence[_Item]) -> Columns:

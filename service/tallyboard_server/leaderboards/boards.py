@@ -30,7 +30,7 @@ from tallyboard_server.errors import (
 )
 from tallyboard_server.leaderboards.definitions import from_json, locked_changes, to_json
 from tallyboard_server.leaderboards.model import Leaderboard, Window, WindowKind, WindowState
-from tallyboard_server.leaderboards.windows import WindowCache
+from tallyboard_server.leaderboards.windows import WindowCache, resolve
 from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.entries import window_rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
@@ -46,6 +46,7 @@ from tallyboard_server.redis.store import RedisStore
 _POLL: Final = 0.25
 _MISSING_FOR: Final = 1.0
 _MOST_HELD: Final = 100_000
+_MOST_RESOLVED: Final = 256
 _PURGE_STEP: Final = 20_000
 _PURGE_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 5.0
@@ -60,14 +61,28 @@ class Board:
         plans, notes: kept by whoever submits scores (see routes.py); gone with the revision.
     """
 
-    __slots__ = ("checked", "definition", "notes", "plans", "windows")
+    __slots__ = ("_resolved", "checked", "definition", "notes", "plans", "windows")
 
     def __init__(self, definition: Leaderboard, checked: int) -> None:
         self.definition = definition
         self.windows = WindowCache(definition)
         self.plans: dict[Any, Any] = {}
         self.notes: set[tuple[str, str]] = set()
+        self._resolved: dict[str, tuple[int, int, Window]] = {}
         self.checked = checked
+
+    def resolve(self, text: str, now: int) -> Window:
+        """The window that a request means now, as `windows.resolve` has it, from memory."""
+        known = self._resolved.get(text)
+        if known is not None and known[0] <= now < known[1]:
+            return known[2]
+        window = resolve(self.definition, text, now)
+        # What is current or previous changes only where a stretch ends.
+        stretch = self.windows.stretch(now)
+        if len(self._resolved) >= _MOST_RESOLVED:
+            self._resolved.clear()
+        self._resolved[text] = (stretch.starts_at, stretch.ends_at, window)
+        return window
 
 
 class Boards:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.leaderboards.distinct import DistinctIndexes
 from tallyboard_server.leaderboards.model import Entry, Leaderboard, RankMethod, TieBreak
+from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import segment_of, segment_partition, window_keys
 from tallyboard_server.redis.rankings import (
     Anchor,
@@ -27,13 +28,15 @@ from tallyboard_server.redis.rankings import (
     parse_places,
     parse_stretch,
     places_command,
+    trim_command,
 )
-from tallyboard_server.redis.scores import element_of, member_of, parse_record
+from tallyboard_server.redis.scores import element_of, parse_record
 from tallyboard_server.redis.store import RedisStore
 
 _SCORES_A_PAGE: Final = 5_000
 _SELECT_ROUNDS: Final = 200
 _FEW: Final = 64
+_TRIM_ROUNDS: Final = 1000
 
 Answer = TypeVar("Answer")
 
@@ -106,9 +109,12 @@ class LiveWindow:
 
     def members(self, names: Sequence[str]) -> Members:
         """The entries of those members that have one."""
-        groups: list[list[str]] = [[] for _ in self._segments]
-        for name in names:
-            groups[segment_of(name, len(groups))].append(name)
+        groups: list[Sequence[str]] = [names]
+        if len(self._segments) > 1:
+            lists: list[list[str]] = [[] for _ in self._segments]
+            for name in names:
+                lists[segment_of(name, len(lists))].append(name)
+            groups = list(lists)
         lookups = list(zip(self._segments, groups, strict=True))
         found = self._ask(lambda: self._store.entries(lookups, self._deadline))
         members = Members(any(f.exists for f in found), sum(f.size for f in found), {}, {})
@@ -189,25 +195,46 @@ class LiveWindow:
         ]
 
     def _entries(self, stretch: Stretch) -> list[Entry]:
+        descending, earliest = self._descending, self._earliest
         entries = []
         rows = zip(stretch.elements[::2], stretch.records, stretch.ranks, strict=True)
         for element, data, rank in rows:
-            record = parse_record(data, self._descending)
-            member = member_of(element, earliest=self._earliest)
-            entries.append(Entry(rank, member, record.score, record.metadata, record.updated_at))
+            updated_at, score, metadata = parse_record(data, descending)
+            member = (element[8:] if earliest else element).decode()
+            entries.append(Entry(rank, member, score, metadata, updated_at))
         return entries
 
     def _take(self, members: Members, names: Sequence[str], found: Found) -> None:
-        rows = zip(names, found.records, found.ranks, found.positions, strict=True)
-        for name, data, rank, position in rows:
+        _, _, entries, positions = members
+        descending = self._descending
+        for name, data, rank, position in zip(
+            names, found.records, found.ranks, found.positions, strict=True
+        ):
             if data is not None:
-                record = parse_record(data, self._descending)
-                members.entries[name] = Entry(
-                    rank, name, record.score, record.metadata, record.updated_at
-                )
-                members.positions[name] = position
+                updated_at, score, metadata = parse_record(data, descending)
+                entries[name] = Entry(rank, name, score, metadata, updated_at)
+                positions[name] = position
 
     # What follows is for windows of several segments.
+
+    def trim(self, most: int) -> None:
+        """Drops all but the best `most` entries of all segments together."""
+        for _ in range(_TRIM_ROUNDS):
+            sizes = [self._size(stretch) for stretch in self._ask_sizes()]
+            if sum(sizes) <= most:
+                return
+            place = self._select(most)
+            if place is None:
+                continue
+            element = self._element(place)
+            commands = []
+            for segment, size in zip(self._segments, sizes, strict=True):
+                incarnation = self._store.fences.expected(segment.partition)
+                if incarnation is None:
+                    raise closed(segment.partition)
+                commands.append(trim_command(segment, incarnation, size, place.score, element))
+            self._store.commands(commands, self._deadline)
+        raise _too_fast()
 
     def _rank_members(self, members: Members) -> None:
         """Ranks entries among those of all segments."""

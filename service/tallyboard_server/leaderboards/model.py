@@ -7,6 +7,7 @@ enumerations are the contract's names without their prefixes, and what definitio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from tallyboard_server.counters.model import Source as Source
 
@@ -129,9 +130,8 @@ class Window:
     ends_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A member's place in a window.
+class Entry(NamedTuple):
+    """A member's place in a window. A tuple, because answers are made of many.
 
     Attributes:
         rank: from 1, by the rank method of the read.

@@ -99,13 +99,17 @@ class EntryReader:
                 if archived is not None:
                     found, source = archived[0].members(members), Source.DURABLE
                     as_of = _as_of(archived[1])
-        entries = tuple(found.entries[name] for name in members if name in found.entries)
-        size = found.size
+        held, positions, size = found.entries, found.positions, found.size
+        missing: tuple[str, ...] = ()
+        present = members
+        if len(held) < len(members):
+            missing = tuple(name for name in members if name not in held)
+            present = [name for name in members if name in held]
         return FoundEntries(
             window.window,
-            entries,
-            tuple(100 * (size - found.positions[e.member]) / size for e in entries),
-            tuple(name for name in members if name not in found.entries),
+            tuple([held[name] for name in present]),
+            tuple([100 * (size - positions[name]) / size for name in present]),
+            missing,
             size,
             as_of,
             source,
@@ -264,6 +268,16 @@ class EntryReader:
             return _stats(
                 window, held, held.size, held.mean, percentiles, _as_of(row), Source.DURABLE
             )
+
+    def trim(self, board: Leaderboard, window: Window, deadline: float) -> None:
+        """Drops what a board of several segments has above its limit; one segment does so itself.
+
+        Raises:
+            Unavailable: Redis is away; the next write trims.
+        """
+        if board.max_entries and board.segments > 1:
+            live = self._live(board, window, RankMethod.ORDINAL, deadline)
+            live.trim(board.max_entries)
 
     def windows(
         self,

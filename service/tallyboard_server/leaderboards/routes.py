@@ -1,10 +1,16 @@
 """Where a submission goes: the board, the windows that hold its moment, and their partitions."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from tallyboard_server.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from tallyboard_server.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    TallyboardError,
+)
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Board, Boards
 from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window
@@ -57,6 +63,11 @@ class Route:
         return len(self.partitions)
 
     @property
+    def needs_trim(self) -> bool:
+        """Whether the limit of entries has to be kept over several segments."""
+        return self.board.max_entries > 0 and len(self.partitions) > 1
+
+    @property
     def descending(self) -> bool:
         """Whether the greatest score ranks first."""
         return self.board.is_descending
@@ -104,6 +115,7 @@ class Routes:
     Args:
         clock: the time now in µs since the epoch.
         archive: brings back windows for imports.
+        trim: drops what a window of several segments has above its board's limit.
     """
 
     def __init__(
@@ -113,11 +125,13 @@ class Routes:
         partitions: int,
         clock: Callable[[], int],
         archive: Archive,
+        trim: Callable[[Leaderboard, Window, float], None],
     ) -> None:
         self._store = store
         self._boards = boards
         self._partitions = partitions
         self._archive = archive
+        self._trim = trim
         self.clock = clock
 
     def route(
@@ -154,6 +168,12 @@ class Routes:
         if not is_import and route.closes_at <= now:
             raise _closed("a window of that moment has ended, and its grace is over")
         return route
+
+    def trim(self, route: Route, deadline: float) -> None:
+        """Keeps the windows of a board of several segments within its limit, after a write."""
+        with suppress(TallyboardError):  # the scores count; the next write trims
+            for window in route.windows:
+                self._trim(route.board, window, deadline)
 
     def learn(self, refusal: Refusal, deadline: float) -> None:
         """Acts on a refusal, so that a new route is another.

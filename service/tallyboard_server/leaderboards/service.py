@@ -49,14 +49,15 @@ class Leaderboards:
         self._store = store
         self.clock = clock
         self.boards = Boards(store, pool, settings.partitions, clock)
+        self.reader = EntryReader(store, pool, self.boards, clock, settings.cache_pages)
         self._routes = Routes(
             store,
             self.boards,
             settings.partitions,
             clock,
             WindowLoader(store, pool, settings.partitions),
+            self.reader.trim,
         )
-        self.reader = EntryReader(store, pool, self.boards, clock, settings.cache_pages)
         request_ttl = int(settings.request_id_ttl)
         self.writer = ScoreWriter(
             store,

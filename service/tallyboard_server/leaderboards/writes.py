@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from psycopg_pool import ConnectionPool
 
@@ -14,7 +14,12 @@ from tallyboard_server.errors import (
     TallyboardError,
     Unavailable,
 )
-from tallyboard_server.leaderboards.batches import ScoreBatch, Scores
+from tallyboard_server.leaderboards.batches import (
+    ATTEMPTS,
+    ScoreBatch,
+    Scores,
+    pause_before,
+)
 from tallyboard_server.leaderboards.boards import Boards
 from tallyboard_server.leaderboards.model import (
     Leaderboard,
@@ -30,8 +35,6 @@ from tallyboard_server.redis.keys import score_request_key, segment_of
 from tallyboard_server.redis.operations import Token, Write
 from tallyboard_server.redis.scores import Columns, ScorePart, ScoresRefused, code_of
 from tallyboard_server.redis.store import RedisStore
-
-_ATTEMPTS: Final = 8
 
 
 class ScoreWriter:
@@ -78,7 +81,7 @@ class ScoreWriter:
         moment = now if submission.occurred_at is None else submission.occurred_at
         if request_id:
             self._requests.claim(tenant, request_id, _contents([submission]), deadline)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             route = self._routes.route(
                 tenant, submission.leaderboard_id, submission.occurred_at, now, deadline
             )
@@ -99,11 +102,14 @@ class ScoreWriter:
                     ) from error
                 for refusal in error.refusals:
                     self._routes.learn(refusal, deadline)
+                pause_before(attempt, deadline)
                 continue
             if not part.outcomes:
                 standing = self._standing(route, member, return_ranks, request_id, deadline)
                 return standing, part.write.duplicate
             results = _results(route, part)
+            if route.needs_trim:
+                self._trim(route, member, results, deadline)
             if before is not None:
                 for result, old, new in zip(
                     results, before, self._ranks(route, member, deadline), strict=True
@@ -199,6 +205,15 @@ class ScoreWriter:
             return None
         key = score_request_key(partition, tenant, request_id, chunk)
         return Token("r", key, "", self._request_ttl)
+
+    def _trim(
+        self, route: Route, member: str, results: list[WindowResult], deadline: float
+    ) -> None:
+        """Keeps the board within its limit; the member itself may be what goes."""
+        self._routes.trim(route, deadline)
+        for result, now in zip(results, self._standings(route, member, deadline), strict=True):
+            if now.score is None:
+                result.score, result.improved = None, False
 
     def _ranks(self, route: Route, member: str, deadline: float) -> list[int | None]:
         return [result.rank for result in self._standings(route, member, deadline)]

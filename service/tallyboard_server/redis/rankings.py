@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from tallyboard_server.errors import TallyboardError
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.fences import Fences, closed
-from tallyboard_server.redis.keys import WindowKeys, incarnation_key
+from tallyboard_server.redis.keys import WindowKeys, dirty_key, incarnation_key
 
 _SUM: Final = struct.Struct(">dd")
 _SUM_SCALE: Final = 2.0**32
@@ -206,6 +206,25 @@ def distinct_command(ranking: Ranking, incarnation: str, keep: int, step: int) -
     """The call of distinct.lua that builds one step of the index and keeps it `keep` seconds."""
     names = ranking.names()
     return ("EVALSHA", scripts.DISTINCT.sha, len(names), *names, incarnation, keep, step)
+
+
+def trim_command(
+    ranking: Ranking, incarnation: str, size: int, score: float, element: bytes
+) -> tuple[Any, ...]:
+    """The call of trim.lua for a segment that has `size` entries."""
+    own = ranking.keys
+    names = [*ranking.names(), dirty_key(ranking.partition), own.dirty]
+    return (
+        "EVALSHA",
+        scripts.TRIM.sha,
+        len(names),
+        *names,
+        *ranking.rules(),
+        incarnation,
+        size,
+        repr(score),
+        element,
+    )
 
 
 def parse_sum(meta: bytes | None) -> float:

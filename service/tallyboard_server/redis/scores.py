@@ -27,6 +27,7 @@ _INVERTED: Final = 1 << 53
 _NOW: Final = struct.Struct(">cQdd")
 _NOW_WITH_RANKS: Final = struct.Struct(">cQddQQ")
 _HEADER: Final = struct.Struct(">Qd")
+_unpack_header = _HEADER.unpack_from
 
 
 def code_of(moment: int, descending: bool) -> int:
@@ -49,8 +50,9 @@ class Record(NamedTuple):
 
 def parse_record(record: bytes, descending: bool) -> Record:
     """The parts of a record as the scripts write it."""
-    code, score = _HEADER.unpack_from(record)
-    return Record(moment_of(code, descending), score, record[_HEADER.size :])
+    code, score = _unpack_header(record)
+    moment = _INVERTED - code - _BIAS if descending else code - _BIAS
+    return Record(moment, score, record[16:])
 
 
 def make_record(moment: int, score: float, metadata: bytes, descending: bool) -> bytes:
@@ -62,11 +64,6 @@ def element_of(member: str, moment: int, *, descending: bool, earliest: bool) ->
     """A member's element in the sorted set: what ranks equal scores."""
     name = member.encode()
     return struct.pack(">Q", code_of(moment, descending)) + name if earliest else name
-
-
-def member_of(element: bytes, *, earliest: bool) -> str:
-    """The member of an element."""
-    return (element[8:] if earliest else element).decode()
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ ENTRIES = _read("rank", "entries")
 PAGE = _read("rank", "page")
 PLACES = _read("rank", "places")
 DISTINCT = _read("distinct")
+TRIM = _read("rank", "trim")
 LOAD = _read("load")
 FORGET = _read("forget")
 CLOSE_WINDOW = _read("close_window")
@@ -46,5 +47,5 @@ DROP_WINDOWS = _read("drop_windows")
 
 ALL = (
     ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN, SUBMIT, REMOVE, ENTRIES, PAGE, PLACES, DISTINCT, LOAD,
-    FORGET, CLOSE_WINDOW,
+    FORGET, CLOSE_WINDOW, TRIM,
 )  # fmt: skip

@@ -12,7 +12,6 @@ from tallyboard_server.leaderboards.model import (
     Window,
 )
 from tallyboard_server.leaderboards.service import Leaderboards
-from tallyboard_server.leaderboards.windows import resolve
 from tallyboard_server.rpc import definitions, entries, scores, validation
 from tallyboard_server.rpc.enums import WINDOW_KINDS, choice, rank_method
 from tallyboard_server.rpc.stack import Caller, Stack
@@ -341,8 +340,9 @@ class LeaderboardServicer:
         return self._boards.get(caller.tenant, leaderboard_id, caller.deadline)
 
     def _window(self, leaderboard_id: str, text: str, caller: Caller) -> tuple[Leaderboard, Window]:
-        board = self._board(leaderboard_id, caller)
-        return board, resolve(board, text, self._leaderboards.clock())
+        validation.check_name("leaderboard_id", leaderboard_id)
+        board = self._boards.held(caller.tenant, leaderboard_id, caller.deadline)
+        return board.definition, board.resolve(text, self._leaderboards.clock())
 
     def _found(
         self,
