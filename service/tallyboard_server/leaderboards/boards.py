@@ -157,7 +157,7 @@ class Boards:
         with self._transaction() as conn:
             known = self._claim(conn, board.tenant, request_id, f"create\0{contents}", board)
             if known is None:
-                rows.insert(conn, _row(board))
+                rows.insert(conn, row_of(board))
             else:
                 board = _find_by_key(conn, known)
         self._publish(board, deadline)
@@ -228,7 +228,7 @@ class Boards:
                 if fenced is None or fenced.revision != old.revision:
                     raise _FencesFirst(old)
                 self._check_empty(old, locked, conn)
-            rows.update(conn, _row(new), old.revision, _seasons(new))
+            rows.update(conn, row_of(new), old.revision, _seasons(new))
         return new, False
 
     def list(
@@ -435,7 +435,8 @@ class _FencesFirst(Exception):
         self.board = board
 
 
-def _row(board: Leaderboard) -> rows.BoardRow:
+def row_of(board: Leaderboard) -> rows.BoardRow:
+    """A definition as Postgres keeps it."""
     return rows.BoardRow(
         board.board_key,
         board.tenant,
