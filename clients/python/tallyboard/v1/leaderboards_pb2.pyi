@@ -58,11 +58,11 @@ class _UpdatePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdatePo
     UPDATE_POLICY_UNSPECIFIED: _UpdatePolicy.ValueType  # 0
     """BEST when a board is created; never sent by the server."""
     UPDATE_POLICY_BEST: _UpdatePolicy.ValueType  # 1
-    """The better score stays, by the board's sort order."""
+    """The better score stays, by the board's sort order; of equal ones the earlier."""
     UPDATE_POLICY_LATEST: _UpdatePolicy.ValueType  # 2
-    """The score with the latest `occurred_at` stays."""
+    """The score with the latest `occurred_at` stays; of equal moments the one that came last."""
     UPDATE_POLICY_SUM: _UpdatePolicy.ValueType  # 3
-    """Scores are added up."""
+    """Scores are added up; `updated_at` and metadata are those of the latest."""
 
 class UpdatePolicy(_UpdatePolicy, metaclass=_UpdatePolicyEnumTypeWrapper):
     """What a further score does to a member's entry. Can't change once the board has entries
@@ -72,11 +72,11 @@ class UpdatePolicy(_UpdatePolicy, metaclass=_UpdatePolicyEnumTypeWrapper):
 UPDATE_POLICY_UNSPECIFIED: UpdatePolicy.ValueType  # 0
 """BEST when a board is created; never sent by the server."""
 UPDATE_POLICY_BEST: UpdatePolicy.ValueType  # 1
-"""The better score stays, by the board's sort order."""
+"""The better score stays, by the board's sort order; of equal ones the earlier."""
 UPDATE_POLICY_LATEST: UpdatePolicy.ValueType  # 2
-"""The score with the latest `occurred_at` stays."""
+"""The score with the latest `occurred_at` stays; of equal moments the one that came last."""
 UPDATE_POLICY_SUM: UpdatePolicy.ValueType  # 3
-"""Scores are added up."""
+"""Scores are added up; `updated_at` and metadata are those of the latest."""
 Global___UpdatePolicy: _TypeAlias = UpdatePolicy  # noqa: Y015
 
 class _TieBreak:
@@ -88,7 +88,9 @@ class _TieBreakEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TieBreak.Val
     TIE_BREAK_UNSPECIFIED: _TieBreak.ValueType  # 0
     """EARLIEST when a board is created; never sent by the server."""
     TIE_BREAK_EARLIEST: _TieBreak.ValueType  # 1
-    """Who reached the score first, exactly."""
+    """Who reached the score first, by `occurred_at` to the microsecond; with equal moments too, as
+    MEMBER_ID has it. It takes no bits from the score.
+    """
     TIE_BREAK_MEMBER_ID: _TieBreak.ValueType  # 2
     """By the bytes of the member's name: ascending where the smallest score ranks first, descending
     where the greatest does. The cheapest.
@@ -100,7 +102,9 @@ class TieBreak(_TieBreak, metaclass=_TieBreakEnumTypeWrapper):
 TIE_BREAK_UNSPECIFIED: TieBreak.ValueType  # 0
 """EARLIEST when a board is created; never sent by the server."""
 TIE_BREAK_EARLIEST: TieBreak.ValueType  # 1
-"""Who reached the score first, exactly."""
+"""Who reached the score first, by `occurred_at` to the microsecond; with equal moments too, as
+MEMBER_ID has it. It takes no bits from the score.
+"""
 TIE_BREAK_MEMBER_ID: TieBreak.ValueType  # 2
 """By the bytes of the member's name: ascending where the smallest score ranks first, descending
 where the greatest does. The cheapest.
@@ -192,7 +196,11 @@ class _RankMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RankMethod
     RANK_METHOD_COMPETITION: _RankMethod.ValueType  # 2
     """Equal scores share a rank and leave a gap after it: 1, 2, 2, 4."""
     RANK_METHOD_DENSE: _RankMethod.ValueType  # 3
-    """Equal scores share a rank and leave no gap: 1, 2, 2, 3."""
+    """Equal scores share a rank and leave no gap: 1, 2, 2, 3. The first such read of a window makes an
+    index of its distinct scores, about a second a million; until it is there, reads of very large
+    windows are PARTITION_UNAVAILABLE (UNAVAILABLE). On a board of several segments the cost
+    follows the number of distinct better scores.
+    """
 
 class RankMethod(_RankMethod, metaclass=_RankMethodEnumTypeWrapper):
     """How ranks count where scores are equal. Ranks start at 1."""
@@ -204,7 +212,11 @@ RANK_METHOD_ORDINAL: RankMethod.ValueType  # 1
 RANK_METHOD_COMPETITION: RankMethod.ValueType  # 2
 """Equal scores share a rank and leave a gap after it: 1, 2, 2, 4."""
 RANK_METHOD_DENSE: RankMethod.ValueType  # 3
-"""Equal scores share a rank and leave no gap: 1, 2, 2, 3."""
+"""Equal scores share a rank and leave no gap: 1, 2, 2, 3. The first such read of a window makes an
+index of its distinct scores, about a second a million; until it is there, reads of very large
+windows are PARTITION_UNAVAILABLE (UNAVAILABLE). On a board of several segments the cost
+follows the number of distinct better scores.
+"""
 Global___RankMethod: _TypeAlias = RankMethod  # noqa: Y015
 
 @_typing.final
@@ -273,8 +285,9 @@ class Leaderboard(_message.Message):
     DEFINITION_LOCKED.
     """
     max_entries: _builtins.int
-    """How many entries a window keeps at most, the best ones; 0: no limit. Negative is
-    FIELD_INVALID.
+    """How many entries a window keeps at most, the best ones; 0: no limit. A smaller limit takes
+    effect with the next scores. What was dropped is forgotten: under SUM such a member starts
+    from 0 again. Negative is FIELD_INVALID.
     """
     segments: _builtins.int
     """Over how many partitions a window is spread, 1 to 64; 0: 1. More than 1 is for boards that
@@ -307,8 +320,8 @@ class Leaderboard(_message.Message):
 
     @_builtins.property
     def late_grace(self) -> _duration_pb2.Duration:
-        """How long after its end a window still takes scores that occurred in it, 0 to 7 days; unset:
-        1 minute. FIELD_INVALID otherwise.
+        """How long after its end a window still takes scores that occurred in it, 0 to 7 days in whole
+        seconds; unset: 1 minute. FIELD_INVALID otherwise.
         """
 
     @_builtins.property
@@ -409,7 +422,7 @@ class Season(_message.Message):
     @_builtins.property
     def ends_at(self) -> _timestamp_pb2.Timestamp:
         """The first moment after the season. Required; FIELD_INVALID if missing or not after
-        `starts_at`.
+        `starts_at`. Limits may be changed later: scores that were counted stay where they are.
         """
 
     def __init__(
@@ -455,8 +468,9 @@ class Submission(_message.Message):
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When the score was reached; unset: when it arrives at the server. It decides which windows the
-        score belongs to. After a window's end and grace it is WINDOW_CLOSED; more than 1 minute ahead
-        of the server's clock is FIELD_INVALID.
+        score belongs to. After a window's end and grace it is WINDOW_CLOSED, as it is where the board
+        has no window of that moment; more than 1 minute ahead of the server's clock, before 1900 or
+        after 2099 is FIELD_INVALID.
         """
 
     def __init__(
@@ -776,7 +790,8 @@ class UpdateLeaderboardRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to change; a named one without a value gets its default. Unset: every field that
-        has a value. `*`: all. Unknown paths, and `leaderboard_id`, are FIELD_INVALID.
+        has a value. `*`, alone: all. Unknown paths, `leaderboard_id`, and what the server sets
+        (`created_at`, `updated_at`, `etag`) are FIELD_INVALID.
         """
 
     def __init__(
