@@ -2,13 +2,15 @@
 
 What a batch is split into has to be the same when it comes again, whatever has changed by then, for
 each piece is remembered by a token of its own: a piece is the scores of one partition among 2,000
-consecutive submissions.
+consecutive submissions. What can't count at one time could at another, so the token's note says
+which of the 2,000 were left out, and those are left out of every repeat.
 """
 
+import base64
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,6 +19,7 @@ from tallyboard_server.errors import (
     FailedPrecondition,
     FieldViolation,
     InvalidArgument,
+    NotFound,
     OutOfRange,
     TallyboardError,
 )
@@ -42,6 +45,14 @@ MAX_METADATA: Final = 2048
 #: How often what Redis refused is planned anew and sent again.
 ATTEMPTS: Final = 8
 _PAUSE: Final = 0.05
+# Why a submission may fail at one time and not at another, and the letter for it in notes.
+_PASSING: Final = {
+    "FIELD_INVALID": "f",
+    "WINDOW_CLOSED": "w",
+    "LEADERBOARD_NOT_FOUND": "n",
+    "SCORE_OUT_OF_RANGE": "s",
+}
+_REASONS: Final = {letter: reason for reason, letter in _PASSING.items()}
 
 TokenOf = Callable[[int, int], Token | None]
 
@@ -82,6 +93,11 @@ class _Piece:
     indexes: list[int] = field(default_factory=list)
     groups: dict[Plan, Columns] = field(default_factory=dict)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Partition and chunk, which its token is of."""
+        return self.partition, self.chunk
+
 
 class ScoreBatch:
     """Submissions that are sent together; each counts, or is among `failures`.
@@ -112,6 +128,8 @@ class ScoreBatch:
         self._is_import = is_import
         self._arrival = routes.clock()
         self._pieces: dict[Part, _Piece] = {}
+        # By partition and chunk: submissions that might count at another moment, and why not now.
+        self._left_out: dict[tuple[int, int], dict[int, str]] = {}
         self._to_trim: set[Route] = set()
         self.failures: dict[int, TallyboardError] = {}
 
@@ -134,6 +152,7 @@ class ScoreBatch:
                 once.
         """
         seen, total = write.seen, len(write.parts)
+        self._recall(write)
         refused = [part for part in write.parts if isinstance(part.error, ScoresRefused)]
         self._fail_parts(part for part in write.parts if part not in refused)
         for attempt in range(ATTEMPTS):
@@ -142,12 +161,25 @@ class ScoreBatch:
             pause_before(attempt, deadline)
             again = self._retry(refused, deadline)
             seen += again.seen
+            self._recall(again)
             refused = [part for part in again.parts if isinstance(part.error, ScoresRefused)]
             self._fail_parts(part for part in again.parts if part not in refused)
         self._fail_parts(refused)
         for route in self._to_trim:
             self._routes.trim(route, deadline)
         return bool(total) and seen == total
+
+    def _recall(self, write: Write) -> None:
+        """Judges submissions of pieces that were applied before as they were judged then."""
+        for part in write.parts:
+            if not part.seen:
+                continue
+            piece = self._pieces[part]
+            then = _read_note(part.note, piece.chunk)
+            for index in then.keys() & set(piece.indexes):
+                self.failures[index] = _was_left_out(then[index])
+            for index in self._left_out.get(piece.place, {}).keys() - then.keys():
+                del self.failures[index]
 
     def _fail_parts(self, parts: Iterable[Part]) -> None:
         """Notes the errors of parts that failed for good."""
@@ -161,9 +193,11 @@ class ScoreBatch:
         """Plans the submissions of refused parts anew, without those that can't count."""
         wanted: list[int] = []
         for part in parts:
-            piece, error = self._pieces[part], part.error
-            assert isinstance(error, ScoresRefused)
-            dropped = self._learn(error.refusals, piece, deadline)
+            piece, refused = self._pieces[part], part.error
+            assert isinstance(refused, ScoresRefused)
+            dropped = self._learn(refused.refusals, piece, deadline)
+            left_out = self._left_out.setdefault(piece.place, {})
+            left_out.update((index, error.reason) for index, error in dropped.items())
             wanted += [index for index in piece.indexes if index not in dropped]
         pieces = self._pieces_of(wanted, deadline)
         return self._routes.send(
@@ -203,6 +237,10 @@ class ScoreBatch:
     def _add_parts(self, write: Write, pieces: Iterable[_Piece]) -> None:
         for piece in pieces:
             token = self._token_of(piece.partition, piece.chunk)
+            if token is not None and (left_out := self._left_out.get(piece.place)):
+                token = token._replace(note=_make_note(left_out, piece.chunk))
+            if token is None and not piece.indexes:
+                continue
             part = ScorePart(write, piece.partition, piece.groups, token)
             self._pieces[part] = piece
             write.add(part)
@@ -266,25 +304,30 @@ class ScoreBatch:
         for index in indexes:
             try:
                 item = self._item(index, deadline)
-            except (FailedPrecondition, InvalidArgument) as error:
-                self.failures[index] = error
-                continue
             except TallyboardError as error:
-                if self._token_of(0, 0) is not None and error.reason != "LEADERBOARD_NOT_FOUND":
-                    raise
+                if error.retry_after is not None and self._token_of(0, 0) is not None:
+                    raise  # a store is away: it has to come again as a whole
                 self.failures[index] = error
+                place = self._place(index, deadline)
+                self._left_out.setdefault(place, {})[index] = error.reason
+                pieces.setdefault(place, _Piece(*place))
                 continue
             segment = segment_of(item.member, item.route.segments)
             place = (item.route.partition(segment), index // CHUNK)
-            piece = pieces.get(place)
-            if piece is None:
-                piece = pieces[place] = _Piece(*place)
-                found[place] = {}
-            piece.indexes.append(index)
-            found[place].setdefault(item.route.plan(segment), []).append(item)
+            pieces.setdefault(place, _Piece(*place)).indexes.append(index)
+            groups = found.setdefault(place, {})
+            groups.setdefault(item.route.plan(segment), []).append(item)
         for place, piece in pieces.items():
-            piece.groups = {plan: _columns(plan, items) for plan, items in found[place].items()}
+            groups = found.get(place, {})
+            piece.groups = {plan: _columns(plan, items) for plan, items in groups.items()}
         return list(pieces.values())
+
+    def _place(self, index: int, deadline: float) -> tuple[int, int]:
+        """Where a submission belongs that can't count now."""
+        partition = self._routes.partition_of(
+            self._tenant, self._board_id(index), self._scores.members[index], deadline
+        )
+        return partition, index // CHUNK
 
     def _item(self, index: int, deadline: float) -> _Item:
         given = self._scores
@@ -305,6 +348,43 @@ class ScoreBatch:
         score = given.scores[index] + 0.0  # -0.0 is 0.0
         code = code_of(at, route.descending)
         return _Item(route, given.members[index], score, code, metadata)
+
+
+def _make_note(left_out: Mapping[int, str], chunk: int) -> str:
+    """What a token keeps of the submissions that its piece left out: by reason, one bit each."""
+    bits: dict[str, int] = {}
+    for index, reason in left_out.items():
+        letter = _PASSING[reason]
+        bits[letter] = bits.get(letter, 0) | 1 << (index - chunk * CHUNK)
+    parts = [letter + _to_text(held) for letter, held in bits.items()]
+    return "\n" + ",".join(parts) if parts else ""
+
+
+def _to_text(bits: int) -> str:
+    return base64.b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()
+
+
+def _read_note(note: str, chunk: int) -> dict[int, str]:
+    """The submissions of a note, and why they were left out."""
+    left_out = {}
+    for part in filter(None, note[1:].split(",")):
+        bits = int.from_bytes(base64.b64decode(part[1:]), "little")
+        for i in range(bits.bit_length()):
+            if bits >> i & 1:
+                left_out[chunk * CHUNK + i] = _REASONS[part[0]]
+    return left_out
+
+
+def _was_left_out(reason: str) -> TallyboardError:
+    """The error of a submission that did not count when its batch came first."""
+    why = "it could not count when it came first"
+    if reason == "FIELD_INVALID":
+        return _invalid(reason, "occurred_at", why)
+    if reason == "WINDOW_CLOSED":
+        return FailedPrecondition(why, reason=reason)
+    if reason == "LEADERBOARD_NOT_FOUND":
+        return NotFound(why)
+    return OutOfRange(why, reason=reason)
 
 
 def pause_before(attempt: int, deadline: float) -> None:

@@ -1,11 +1,10 @@
 """Reads of rankings: live ones from Redis, archived ones from Postgres, hot pages from memory."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from itertools import groupby
-from math import floor
 from typing import Final, Protocol
 
 from psycopg_pool import ConnectionPool
@@ -108,7 +107,7 @@ class EntryReader:
         return FoundEntries(
             window.window,
             tuple([held[name] for name in present]),
-            tuple([100 * (size - positions[name]) / size for name in present]),
+            tuple([_percentile(positions[name], size) for name in present]),
             missing,
             size,
             as_of,
@@ -501,9 +500,14 @@ def _stats(
     return Stats(window.window, size, scores[0], scores[1], mean, tuple(scores[2:]), as_of, source)
 
 
+def _percentile(position: int, size: int) -> float:
+    """How many percent of a window's entries the one at a position, from 0, ranks at or above."""
+    return 100 * (size - position) / size
+
+
 def _rank_at(percentile: float, size: int) -> int:
-    """The last rank whose own percentile, 100 (size - rank + 1) / size, is at least this one."""
-    return min(size, floor(size + 1 - Fraction(percentile) * size / 100))
+    """The last rank whose own percentile, rounded as entries have it, is at least this one."""
+    return bisect_right(range(size), -percentile, key=lambda at: -_percentile(at, size))
 
 
 def _best_first(board: Leaderboard, entries: Sequence[Entry]) -> list[Entry]:

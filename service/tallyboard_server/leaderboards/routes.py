@@ -16,6 +16,7 @@ from tallyboard_server.leaderboards.boards import Board, Boards
 from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window
 from tallyboard_server.redis.keys import (
     fence_key,
+    segment_of,
     segment_partition,
     window_keys,
     windows_key,
@@ -168,6 +169,14 @@ class Routes:
         if not is_import and route.closes_at <= now:
             raise _closed("a window of that moment has ended, and its grace is over")
         return route
+
+    def partition_of(self, tenant: str, leaderboard_id: str, member: str, deadline: float) -> int:
+        """The partition of a member; of a board that there isn't, where it would be by default."""
+        segments = 1
+        with suppress(TallyboardError):
+            segments = self._boards.held(tenant, leaderboard_id, deadline).definition.segments
+        segment = segment_of(member, min(segments, self._partitions))
+        return segment_partition(tenant, leaderboard_id, segment, self._partitions)
 
     def trim(self, route: Route, deadline: float) -> None:
         """Keeps the windows of a board of several segments within its limit, after a write."""

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from psycopg_pool import ConnectionPool
@@ -9,6 +10,8 @@ from psycopg_pool import ConnectionPool
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.errors import (
     DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
     OutcomeUnknown,
     OutOfRange,
     TallyboardError,
@@ -82,9 +85,14 @@ class ScoreWriter:
         if request_id:
             self._requests.claim(tenant, request_id, _contents([submission]), deadline)
         for attempt in range(ATTEMPTS):
-            route = self._routes.route(
-                tenant, submission.leaderboard_id, submission.occurred_at, now, deadline
-            )
+            try:
+                route = self._routes.route(
+                    tenant, submission.leaderboard_id, submission.occurred_at, now, deadline
+                )
+            except FailedPrecondition:
+                if not self._was_applied(tenant, submission, request_id, deadline):
+                    raise
+                return self._repeated(tenant, submission, return_ranks, deadline), True
             segment = segment_of(member, route.segments)
             before = None
             if return_ranks and route.segments > 1:
@@ -200,6 +208,36 @@ class ScoreWriter:
         self._store.write(parts, 1, deadline)
         return made[0]
 
+    def _was_applied(
+        self, tenant: str, submission: Submission, request_id: str, deadline: float
+    ) -> bool:
+        """Whether the request counted before its window closed."""
+        if not request_id:
+            return False
+        partition = self._routes.partition_of(
+            tenant, submission.leaderboard_id, submission.member, deadline
+        )
+        key = score_request_key(partition, tenant, request_id, 0)
+        return self._store.get([key], deadline, (partition,))[0] is not None
+
+    def _repeated(
+        self, tenant: str, submission: Submission, return_ranks: bool, deadline: float
+    ) -> list[WindowResult]:
+        """How the windows of a repeat stand; none of what is past its retention."""
+        with suppress(FailedPrecondition, NotFound):
+            route = self._routes.route(
+                tenant,
+                submission.leaderboard_id,
+                submission.occurred_at,
+                self._routes.clock(),
+                deadline,
+                is_import=True,
+            )
+            return self._standing(
+                route, submission.member, return_ranks, "repeat", deadline, live_only=False
+            )
+        return []
+
     def _token(self, partition: int, tenant: str, request_id: str, chunk: int) -> Token | None:
         if not request_id:
             return None
@@ -219,11 +257,18 @@ class ScoreWriter:
         return [result.rank for result in self._standings(route, member, deadline)]
 
     def _standing(
-        self, route: Route, member: str, ranks: bool, request_id: str, deadline: float
+        self,
+        route: Route,
+        member: str,
+        ranks: bool,
+        request_id: str,
+        deadline: float,
+        *,
+        live_only: bool = True,
     ) -> list[WindowResult]:
         """How a member stands behind a write. Its failure must not invite to write again."""
         try:
-            results = self._standings(route, member, deadline)
+            results = self._standings(route, member, deadline, live_only=live_only)
         except (Unavailable, DeadlineExceeded) as error:
             if request_id or route.board.update_policy.value != "SUM":
                 raise
@@ -232,11 +277,13 @@ class ScoreWriter:
             result.rank = result.rank if ranks else None
         return results
 
-    def _standings(self, route: Route, member: str, deadline: float) -> list[WindowResult]:
+    def _standings(
+        self, route: Route, member: str, deadline: float, *, live_only: bool = True
+    ) -> list[WindowResult]:
         results = []
         for window in route.windows:
             found = self._reader.entries(
-                route.board, window, (member,), RankMethod.ORDINAL, deadline, live_only=True
+                route.board, window, (member,), RankMethod.ORDINAL, deadline, live_only=live_only
             )
             entry = found.entries[0] if found.entries else None
             results.append(

@@ -222,7 +222,9 @@ def _settle_seen(part: Part, note: str, durable: bool) -> None:
     elif note and part.script is scripts.ADD_WIDE:
         part.done(OutOfRange("the counter would leave the signed 64-bit range"))
     else:
-        part.write.out_of_range += note.split("\n")[1:]
+        part.note = note
+        if part.script is scripts.ADD:
+            part.write.out_of_range += note.split("\n")[1:]
         part.done(seen=True)
 
 

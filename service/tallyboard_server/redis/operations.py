@@ -17,7 +17,8 @@ class Token(NamedTuple):
     """What makes a part recognisable when it comes again.
 
     `kind` is "p" (producer: `sequence` counts) or "r" (request: `sequence` is empty). `note` is
-    kept with it: the keys of operations that were out of range, each behind a newline.
+    kept with it and begins with a newline: of counters, the keys of operations that were out of
+    range, each behind a newline; of scores, see leaderboards/batches.py.
     """
 
     kind: str
@@ -35,16 +36,19 @@ class Part:
         repeatable: whether applying it twice does no harm, even without a token.
         counted: whether some of it has counted already.
         error: why it failed, once it is over.
+        seen: whether it had been applied before; then `note` is what was kept with its token.
     """
 
     __slots__ = (
         "bound",
         "counted",
         "error",
+        "note",
         "operations",
         "partition",
         "repeatable",
         "script",
+        "seen",
         "token",
         "write",
     )
@@ -67,6 +71,8 @@ class Part:
         self.repeatable = False
         self.counted = False
         self.error: TallyboardError | None = None
+        self.seen = False
+        self.note = ""
 
     @property
     def size(self) -> int:
@@ -78,6 +84,7 @@ class Part:
         if error is not None and self.counted and self.token is None:
             error = OutcomeUnknown(f"some of the write counted, and then: {error}")
         self.error = error
+        self.seen = seen
         self.write.part_done(error, seen=seen)
 
 

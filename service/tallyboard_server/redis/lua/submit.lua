@@ -135,7 +135,8 @@ local function change(group, window, chunk, member, record, header, score, metad
     chunk.zrem[#chunk.zrem + 1] = held .. member
   end
   chunk.replaced[#chunk.replaced + 1] = before
-  add_to_sum(window, score - before)
+  add_to_sum(window, -before)
+  add_to_sum(window, score)
 end
 
 -- Works out what the items of a chunk do to a window; puts down those that can't be applied.
