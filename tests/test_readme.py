@@ -52,14 +52,14 @@ def test_python_programs_run(service: RunningService, page: str, program: str) -
 @pytest.mark.parametrize(
     "line",
     re.findall(
-        r"^\.venv/bin/tallyboard-server (counter .*)$", (ROOT / "README.md").read_text(), re.M
+        r"^\.venv/bin/tallyboard-server ((?:counter|leaderboard) .*)$", (ROOT / "README.md").read_text(), re.M
     ),
 )
 def test_commands_run(service: RunningService, line: str) -> None:
     run([sys.executable, "-m", "tallyboard_server", *line.split()], service)
 
 
-@pytest.mark.parametrize("command", ["status", "checkpoint"])
+@pytest.mark.parametrize("command", ["status", "checkpoint", "snapshot"])
 def test_commands_of_operations_run(service: RunningService, command: str) -> None:
     assert run([sys.executable, "-m", "tallyboard_server", command], service)
 
