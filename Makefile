@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROJECTS := pyproject.toml clients/python/pyproject.toml constraints.txt
-# Arguments for `serve`, such as ARGS="--listen 127.0.0.1:0".
+# Arguments for `serve` and for the demo, such as ARGS="--listen 127.0.0.1:0".
 ARGS ?=
 
 .DELETE_ON_ERROR:
@@ -32,7 +32,7 @@ generate: install
 	PYTHON="$(CURDIR)/$(BIN)/python" scripts/generate
 
 demo: install
-	$(BIN)/python tests/demo/flights.py
+	$(BIN)/python tests/demo/flights.py $(ARGS)
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

@@ -6,7 +6,7 @@ has all there is. An import makes the window one that is only closed, to be arch
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import structlog
@@ -83,11 +83,11 @@ class Archiver:
         while time.monotonic() < until:
             with self._pool.connection() as conn:
                 due = due_windows(conn, self._clock(), self._quiet_since(), _PAGE, after)
-                boards = {row.board_key: row for row in find_by_keys(conn, _board_keys(due))}
-            for row in due:
+                found = _boards_of(conn, due)
+            for board, row in found:
                 if time.monotonic() > until:
                     break
-                archived += self._settle(from_json(boards[row.board_key].definition), row)
+                archived += self._settle(board, row)
             if len(due) < _PAGE:
                 break
             after = due[-1]
@@ -97,10 +97,8 @@ class Archiver:
         """Deletes windows whose retention is over, for a while."""
         until = time.monotonic() + _ROUND
         with self._pool.connection() as conn:
-            expired = expired_windows(conn, self._clock(), _PAGE)
-            boards = {row.board_key: row for row in find_by_keys(conn, _board_keys(expired))}
-        for row in expired:
-            board = from_json(boards[row.board_key].definition)
+            expired = _boards_of(conn, expired_windows(conn, self._clock(), _PAGE))
+        for board, row in expired:
             commands = []
             for partition in self._places(board):
                 commands += windows.drop_window(partition, row.board_key, row.window.window)
@@ -137,11 +135,16 @@ class Archiver:
         return True
 
     def _close(self, board: Leaderboard, row: WindowRow) -> bool:
-        """Closes the window in every partition; False when one of them is not what we knew."""
+        """Closes the window in every partition; False when it is not to be closed after all."""
+        if row.state is not WindowState.OPEN:
+            return True
         places = self._places(board)
         with self._pool.connection() as conn:
+            # The row stays locked until Redis knows: a season that is made longer meanwhile is
+            # either seen here, or finds a window that is closed.
+            if not close_window(conn, row.window_id, self._clock()):
+                return False
             incarnations = read_incarnations(conn, places)
-        if row.state is WindowState.OPEN:
             replies = run(
                 self._redis,
                 [
@@ -152,20 +155,26 @@ class Archiver:
                 ],
             )
             if any(reply[0] != b"ok" for reply in replies):
-                return False
-        with self._pool.connection() as conn:
-            close_window(conn, row.window_id)
+                raise PartitionFenced("a partition isn't what Postgres follows")
         return True
 
     def _let_go(self, board: Leaderboard, row: WindowRow) -> None:
+        """Gives the window's data in Redis a time to end, the same in every partition.
+
+        Where a part of it has ended its time already, the rest goes too: reads take what Redis has
+        for the whole.
+        """
+        key, name, places = row.board_key, row.window.window, self._places(board)
         seconds = LIVE_AFTER_ARCHIVE
         if row.expires_at is not None:
             left = (row.expires_at - self._clock()) // MICROS
             seconds = max(1, min(seconds, left))
+        there = run(self._redis, [windows.is_there(place, key, name) for place in places])
+        ends_at = self._redis_time() // MICROS + seconds if all(there) else 1
         commands = []
-        for place in self._places(board):
-            commands.append(windows.expire_window(place, row.board_key, row.window.window, seconds))
-            commands.append(windows.sweep_windows(place, row.board_key))
+        for place in places:
+            commands.append(windows.expire_window(place, key, name, ends_at))
+            commands.append(windows.sweep_windows(place, key))
         run(self._redis, commands)
 
     def _places(self, board: Leaderboard) -> list[int]:
@@ -173,9 +182,15 @@ class Archiver:
 
     def _quiet_since(self) -> int:
         """Changes are dated by Redis' clock."""
+        return self._redis_time() - int(self._quiet * MICROS)
+
+    def _redis_time(self) -> int:
         seconds, micros = run(self._redis, [("TIME",)])[0]
-        return int(seconds) * MICROS + int(micros) - int(self._quiet * MICROS)
+        return int(seconds) * MICROS + int(micros)
 
 
-def _board_keys(found: list[WindowRow]) -> list[str]:
-    return sorted({row.board_key for row in found})
+def _boards_of(conn: Any, found: list[WindowRow]) -> list[tuple[Leaderboard, WindowRow]]:
+    """The windows with their boards, without those of boards that were purged meanwhile."""
+    rows = find_by_keys(conn, sorted({row.board_key for row in found}))
+    boards = {row.board_key: from_json(row.definition) for row in rows}
+    return [(boards[row.board_key], row) for row in found if row.board_key in boards]

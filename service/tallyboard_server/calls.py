@@ -1,5 +1,6 @@
 """The calls that the command line makes to a running service."""
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from tallyboard.v1 import (
 )
 
 _PAGE: Final = 1000
+# A thousand definitions with all their notes are more than the 4 MiB that grpc takes by itself.
+_CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
 _Answer = TypeVar("_Answer")
 
 
@@ -28,6 +31,7 @@ class Service:
     """A connection to one service as one tenant; every call may raise CallError."""
 
     def __init__(self, channel: grpc.Channel, server: str, tenant: str, timeout: float) -> None:
+        self.channel = channel
         self._server = server
         self._counters = counters_pb2_grpc.CounterServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsServiceStub(channel)
@@ -46,14 +50,14 @@ class Service:
             request_id=request_id or str(uuid.uuid4()),
             return_count=True,
         )
-        return self._call(self._counters.Increment, request)
+        return self.call(self._counters.Increment, request)
 
     def get(self, counter: str, exact: bool) -> counters_pb2.Count:
         """The counter's count, from Redis now if `exact`."""
         request = counters_pb2.GetCounterRequest(counter=counter)
         if exact:
             request.consistency.CopyFrom(consistency_pb2.Consistency(exact=True))
-        return self._call(self._counters.GetCounter, request).count
+        return self.call(self._counters.GetCounter, request).count
 
     def list_counters(
         self, prefix: str, limit: int, largest_first: bool
@@ -62,33 +66,45 @@ class Service:
         request = counters_pb2.ListCountersRequest(
             prefix=prefix, order_by="value desc" if largest_first else ""
         )
-        while limit > 0:
-            request.page_size = min(limit, _PAGE)
-            page = self._call(self._counters.ListCounters, request)
-            yield from page.counts[:limit]
-            limit -= len(page.counts)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return
+        return self.items(self._counters.ListCounters, request, "counts", limit)
 
     def checkpoint(self) -> operations_pb2.CheckpointResponse:
         """Copy what has changed from Redis to Postgres."""
-        return self._call(self._operations.Checkpoint, operations_pb2.CheckpointRequest())
+        return self.call(self._operations.Checkpoint, operations_pb2.CheckpointRequest())
 
     def take_snapshots(self, leaderboard_id: str) -> operations_pb2.TakeSnapshotsResponse:
         """Take the daily standing of one leaderboard, or (empty) of all, now."""
         request = operations_pb2.TakeSnapshotsRequest(leaderboard_id=leaderboard_id)
-        return self._call(self._operations.TakeSnapshots, request)
+        return self.call(self._operations.TakeSnapshots, request)
 
     def status(self) -> operations_pb2.GetStatusResponse:
         """How the service is."""
-        return self._call(self._operations.GetStatus, operations_pb2.GetStatusRequest())
+        return self.call(self._operations.GetStatus, operations_pb2.GetStatusRequest())
 
-    def _call(self, method: Callable[..., _Answer], request: object) -> _Answer:
+    def call(self, method: Callable[..., _Answer], request: object) -> _Answer:
+        """The answer of a method of a stub, asked as the tenant and within the timeout."""
         try:
             return method(request, **self._options)
         except grpc.RpcError as error:
             raise CallError(_sentence(error, self._server)) from None
+
+    def items(
+        self, method: Callable[..., Any], request: Any, field: str, limit: int | None = None
+    ) -> Iterator[Any]:
+        """The items of a list, page by page, up to `limit`; `field` holds those of a page.
+
+        The request's paging is set here; every page may take the timeout.
+        """
+        left = sys.maxsize if limit is None else limit
+        while left > 0:
+            request.page_size = min(left, _PAGE)
+            page = self.call(method, request)
+            items = getattr(page, field)[:left]
+            yield from items
+            left -= len(items)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
 
 
 @contextmanager
@@ -106,12 +122,12 @@ def connect(server: str, tenant: str, timeout: float, ca: str | None) -> Iterato
 
 def _channel(server: str, ca: str | None) -> grpc.Channel:
     if ca is None:
-        return grpc.insecure_channel(server)
+        return grpc.insecure_channel(server, _CHANNEL_OPTIONS)
     try:
         trusted = Path(ca).read_bytes()
     except OSError as error:
         raise CallError(f"The file {ca} cannot be read: {error.strerror}.") from None
-    return grpc.secure_channel(server, grpc.ssl_channel_credentials(trusted))
+    return grpc.secure_channel(server, grpc.ssl_channel_credentials(trusted), _CHANNEL_OPTIONS)
 
 
 def _sentence(error: Any, server: str) -> str:

@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tallyboard_server import __version__, calls
+from tallyboard_server.command_options import call_options, limit_option, request_id_option
+from tallyboard_server.leaderboard_commands import leaderboard
 from tallyboard_server.logs import configure_logs
 from tallyboard_server.processes import die_with_parent, pin_to_core, prefer_throughput
 from tallyboard_server.settings import LoadedSettings, Settings, SettingsError, load_settings
@@ -28,9 +30,17 @@ class _OneSentence(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SettingsError, StartupError, calls.CallError) as error:
-            click.echo(f"Error: {error}", err=True)
+        except (SettingsError, StartupError, calls.CallError, UnicodeEncodeError) as error:
+            click.echo(f"Error: {_sentence(error)}", err=True)
             ctx.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, UnicodeEncodeError):
+        return str(error)
+    if error.encoding == "utf-8":
+        return "What is sent must be UTF-8."
+    return f"The answer can't be written as {error.encoding}."
 
 
 @click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
@@ -146,38 +156,8 @@ def _settings_of_child(name: str) -> Settings:
     return settings
 
 
-def _call_options(command: _Command) -> _Command:
-    """Options of the commands that call a running service."""
-    for option in (
-        click.option("--ca", metavar="FILE", help="PEM file to trust; calls the service by TLS."),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
-            default=10.0,
-            show_default=True,
-            help="Seconds that the call may take.",
-        ),
-        click.option(
-            "--server",
-            envvar="TALLYBOARD_SERVER",
-            default="127.0.0.1:7411",
-            show_default=True,
-            help="Address of the service; also TALLYBOARD_SERVER.",
-        ),
-        click.option(
-            "--tenant",
-            envvar="TALLYBOARD_TENANT",
-            default="default",
-            show_default=True,
-            help="Whose data; also TALLYBOARD_TENANT.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
-@_call_options
+@call_options
 def checkpoint(**target: Any) -> None:
     """Copy what has changed from Redis to Postgres now."""
     with calls.connect(**target) as service:
@@ -190,7 +170,7 @@ def checkpoint(**target: Any) -> None:
 
 
 @main.command()
-@_call_options
+@call_options
 @click.option("--leaderboard", default="", metavar="ID", help="Only this one instead of all.")
 def snapshot(leaderboard: str, **target: Any) -> None:
     """Keep today's standing of the tenant's leaderboards in Postgres now."""
@@ -200,7 +180,7 @@ def snapshot(leaderboard: str, **target: Any) -> None:
 
 
 @main.command()
-@_call_options
+@call_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 def status(as_json: bool, **target: Any) -> None:
     """Show how the stores, the partitions and the checkpoints are."""
@@ -221,9 +201,16 @@ def counter() -> None:
 
 @counter.command()
 @click.argument("name")
-@_call_options
-@click.option("--delta", type=int, default=1, show_default=True, help="What to add; not 0.")
-@click.option("--request-id", help="UUID that makes a repeat harmless; a new one if not given.")
+@call_options
+@click.option(
+    "--delta",
+    type=click.IntRange(-(2**63), 2**63 - 1),
+    metavar="INTEGER",
+    default=1,
+    show_default=True,
+    help="What to add; not 0.",
+)
+@request_id_option
 def increment(name: str, delta: int, request_id: str | None, **target: Any) -> None:
     """Add to a counter and print its count."""
     with calls.connect(**target) as service:
@@ -235,7 +222,7 @@ def increment(name: str, delta: int, request_id: str | None, **target: Any) -> N
 
 @counter.command()
 @click.argument("name")
-@_call_options
+@call_options
 @click.option("--exact", is_flag=True, help="Ask Redis now instead of taking a recent count.")
 def get(name: str, exact: bool, **target: Any) -> None:
     """Print the count of a counter; one never written is 0."""
@@ -244,14 +231,15 @@ def get(name: str, exact: bool, **target: Any) -> None:
 
 
 @counter.command("list")
-@_call_options
+@call_options
 @click.option("--prefix", default="", help="Only counters whose names start with this.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most."
-)
+@limit_option(100)
 @click.option("--largest-first", is_flag=True, help="By count instead of by name.")
 def list_counters(prefix: str, limit: int, largest_first: bool, **target: Any) -> None:
     """Print counts and names as of the last checkpoint, one counter a line."""
     with calls.connect(**target) as service:
         for count in service.list_counters(prefix, limit, largest_first):
             click.echo(f"{count.value}\t{count.counter}")
+
+
+main.add_command(leaderboard)

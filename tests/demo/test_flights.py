@@ -129,7 +129,9 @@ def wrong_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _demo(service: RunningService) -> Result:
-    return CliRunner().invoke(main, ["--target", service.target, "--limit", "500"])
+    return CliRunner().invoke(
+        main, ["--target", service.target, "--part", "counters", "--limit", "500"]
+    )
 
 
 def test_right_counters_have_exit_status_0(service: RunningService) -> None:

@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -139,10 +140,36 @@ class ScoreBatch:
         Raises:
             TallyboardError: nothing can be planned, because no store answers.
         """
+        pieces = self._plan(deadline)
+        return lambda write: self._add_parts(write, pieces)
+
+    def send(self, deadline: float) -> bool:
+        """Does it all: plans, sends, waits; tells whether all of it had been applied before.
+
+        Where callers give moments, one chunk goes after the other: a refused one that is sent again
+        behind the next could change the order of scores of the same member and moment.
+
+        Raises:
+            TallyboardError: none of it counted, or, with tokens, a repeat will complete it.
+        """
+        pieces = self._plan(deadline)
+        rounds = [pieces]
+        if any(moment is not None for moment in self._scores.moments):
+            chunks = sorted({piece.chunk for piece in pieces})
+            rounds = [[p for p in pieces if p.chunk == chunk] for chunk in chunks]
+        duplicates = []
+        for group in rounds:
+            size = sum(len(piece.indexes) for piece in group)
+            add = partial(self._add_parts, pieces=group)
+            write = self._routes.send(add, size, deadline)
+            duplicates.append(self.finish(write, deadline))
+        return bool(duplicates) and all(duplicates)
+
+    def _plan(self, deadline: float) -> list[_Piece]:
         pieces = self._fast_pieces(deadline)
         if pieces is None:
             pieces = self._pieces_of(self._good_indexes(), deadline)
-        return lambda write: self._add_parts(write, pieces)
+        return pieces
 
     def finish(self, write: Write, deadline: float) -> bool:
         """Sends again what was refused, and waits; tells whether all of it had been applied before.
@@ -200,6 +227,9 @@ class ScoreBatch:
             left_out.update((index, error.reason) for index, error in dropped.items())
             wanted += [index for index in piece.indexes if index not in dropped]
         pieces = self._pieces_of(wanted, deadline)
+        # A piece of which nothing is left still has a token, which says so to a repeat.
+        empty = {self._pieces[part].place for part in parts} - {piece.place for piece in pieces}
+        pieces += [_Piece(*place) for place in empty]
         return self._routes.send(
             lambda write: self._add_parts(write, pieces), len(wanted), deadline
         )

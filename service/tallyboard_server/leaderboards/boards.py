@@ -67,7 +67,7 @@ class Board:
         self.definition = definition
         self.windows = WindowCache(definition)
         self.plans: dict[Any, Any] = {}
-        self.notes: set[tuple[str, str]] = set()
+        self.notes: dict[tuple[str, str], int] = {}
         self._resolved: dict[str, tuple[int, int, Window]] = {}
         self.checked = checked
 
@@ -150,8 +150,10 @@ class Boards:
             Unavailable: a store is away; a repeat with the same request id is safe.
         """
         now = self._clock()
+        # A deleted one of that id, by a clock that was ahead, must not outrank it.
+        revision = max(now, self._known_revision(board, deadline) + 1)
         board = replace(
-            board, board_key=secrets.token_hex(8), revision=now, created_at=now, updated_at=now
+            board, board_key=secrets.token_hex(8), revision=revision, created_at=now, updated_at=now
         )
         contents = to_json(replace(board, board_key="", revision=0, created_at=0, updated_at=0))
         with self._transaction() as conn:
@@ -293,6 +295,12 @@ class Boards:
     def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
         with postgres_unavailable(), self._pool.connection() as conn:
             yield conn
+
+    def _known_revision(self, board: Leaderboard, deadline: float) -> int:
+        """The revision that Redis has of this id, deleted or not; 0 for none."""
+        home = home_partition(board.tenant, board.leaderboard_id, self.partitions)
+        key = definition_key(home, board.tenant, board.leaderboard_id)
+        return definitions.parse_revision(self._store.get([key], deadline)[0])
 
     def _claim(
         self, conn: Any, tenant: str, request_id: str, contents: str, board: Leaderboard

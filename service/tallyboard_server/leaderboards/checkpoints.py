@@ -43,19 +43,21 @@ def write_taken_entries(conn: Any, taken: Sequence[TakenEntries], read_at: datet
     unknown = {key.board_key for key, _ in windows} - boards.keys() - {r.board_key for r in rows}
     if unknown:
         _log.error("Redis holds leaderboards that Postgres doesn't know.", boards=len(unknown))
-    values = [
-        value
-        for key, window in windows
-        if key.board_key in boards
-        for value in _values(conn, boards[key.board_key], key, window)
-    ]
-    return write_entries(conn, values, read_at)
+    values: list[EntryValue] = []
+    named: list[tuple[str, Window]] = []
+    for key, taken_entries in windows:
+        if key.board_key in boards:
+            board = boards[key.board_key]
+            window = _window(conn, board, key.window)
+            named.append((key.board_key, window))
+            values += _values(board, window, key, taken_entries)
+    # A window that everyone was deleted from ends its life in Postgres, too.
+    return write_entries(conn, values, read_at, named)
 
 
 def _values(
-    conn: Any, board: Leaderboard, key: EntriesKey, taken: TakenEntries
+    board: Leaderboard, window: Window, key: EntriesKey, taken: TakenEntries
 ) -> Iterator[EntryValue]:
-    window = _window(conn, board, key.window)
     for name, data in zip(taken.members, taken.records, strict=True):
         member = name.decode()
         if data is None:

@@ -297,7 +297,8 @@ class EntryReader:
         standings.sort(key=lambda standing: calendar.listing_order(standing.window))
         if page_token:
             cursor = decode_cursor(page_token, *arguments)
-            after = calendar.listing_order(calendar.parse(board, cursor.window))
+            last = next((s.window for s in standings if s.window.window == cursor.window), None)
+            after = calendar.listing_order(last or calendar.parse(board, cursor.window))
             standings = [s for s in standings if calendar.listing_order(s.window) > after]
         page, more = standings[:page_size], len(standings) > page_size
         token = ""
@@ -363,11 +364,15 @@ class EntryReader:
             NotFound: there is none, and the window is not one that may still be written to.
         """
         now = self._clock()
-        if calendar.has_started(window, now) and calendar.is_open(board, window, now):
+        is_open = calendar.has_started(window, now) and calendar.is_open(board, window, now)
+        if is_open and (window.ends_at is None or now < window.ends_at):
             yield None
             return
         with postgres_unavailable(), archive.standing(self._pool) as conn:
             row = archive.archived_window(conn, board.board_key, window.window)
+            if row is None and is_open:
+                yield None
+                return
             if row is None:
                 raise NotFound("nothing is kept of this window", reason="WINDOW_NOT_FOUND")
             yield ArchivedWindow(conn, row, board.is_descending, method), row

@@ -21,6 +21,7 @@ from tallyboard_server.postgres.entries import delete_member, erase_member, find
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import (
+    dirty_key,
     segment_of,
     segment_partition,
     window_keys,
@@ -84,11 +85,11 @@ class Removals:
             InvalidArgument: WINDOW_INVALID, REQUEST_ID_REUSED.
             Unavailable: a store is away.
         """
+        contents = f"delete-entry\0{leaderboard_id}\0{member}\0{text}"
+        if request_id and self._requests.claim(tenant, request_id, contents, deadline):
+            return 0, 0, True
         board = self._boards.get(tenant, leaderboard_id, deadline)
         window = resolve(board, text, self._clock()) if text else None
-        if request_id:
-            contents = f"delete-entry\0{leaderboard_id}\0{member}\0{text}"
-            self._requests.claim(tenant, request_id, contents, deadline)
         partition = self._partition(board, member)
         with self._locked([partition]) as conn:
             archived = _archived(conn, board, window)
@@ -100,6 +101,8 @@ class Removals:
             name = None if window is None else window.window
             erased = delete_member(conn, board.board_key, name, member)
         self._forget(places, member, deadline)
+        if request_id:
+            self._requests.complete(tenant, request_id, contents, deadline)
         if duplicate:
             return 0, 0, True
         live = sum(count for (_, held), count in counts.items() if held not in archived)
@@ -117,18 +120,21 @@ class Removals:
         Raises:
             Unavailable: a store is away; a repeat goes on where it ended.
         """
-        if request_id:
-            self._requests.claim(tenant, request_id, f"erase\0{member}", deadline)
+        contents = f"erase\0{member}"
+        if request_id and self._requests.claim(tenant, request_id, contents, deadline):
+            return 0, 0, 0, True
         boards = list(self._all_boards(tenant))
-        places = list(self._places(boards, member, deadline))
         partitions = sorted({self._partition(board, member) for board in boards})
         with self._locked(partitions) as conn:
+            places = list(self._places(boards, member, deadline))
             archived = {
                 (board.board_key, window) for board in boards for window in _archived(conn, board)
             }
             counts, duplicate = self._remove(places, tenant, member, request_id, deadline)
             erased = erase_member(conn, tenant, member)
         self._forget(places, member, deadline)
+        if request_id:
+            self._requests.complete(tenant, request_id, contents, deadline)
         if duplicate:
             return 0, 0, 0, True
         live = sum(count for name, count in counts.items() if name not in archived)
@@ -193,8 +199,8 @@ class Removals:
         commands: list[tuple[Any, ...]] = []
         for board, partition, window in places:
             keys = window_keys(partition, board.board_key, window)
-            named = (keys.entries, keys.dirty, keys.in_flight)
-            commands.append(("EVALSHA", scripts.FORGET.sha, 3, *named, member))
+            named = (keys.entries, keys.dirty, keys.in_flight, dirty_key(partition))
+            commands.append(("EVALSHA", scripts.FORGET.sha, len(named), *named, member))
         if commands:
             self._store.commands(commands, deadline)
 

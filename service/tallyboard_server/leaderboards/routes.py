@@ -29,6 +29,9 @@ from tallyboard_server.redis.store import RedisStore
 MAX_AHEAD: Final = 60 * calendar.MICROS
 # Of plans that submissions with moments of their own need; forgotten together.
 _MOST_PLANS: Final = 4096
+# How long (µs) it is believed that Postgres has nothing of a window. A window that was written to
+# since, and archived, stays in Redis for longer.
+_NEW_FOR: Final = 3600 * calendar.MICROS
 
 
 class Archive(Protocol):
@@ -47,12 +50,14 @@ class Route:
         windows: those that hold the stretch, in the order of the answer.
         ends_at: where the stretch ends.
         closes_at: when the first of the windows takes no more scores.
+        valid_until: when one of the windows has to be treated in another way.
     """
 
     board: Leaderboard
     windows: tuple[Window, ...]
     ends_at: int
     closes_at: float
+    valid_until: float
     modes: tuple[str, ...]
     lives: tuple[Any, ...]
     partitions: tuple[int, ...]
@@ -115,7 +120,7 @@ class Routes:
 
     Args:
         clock: the time now in µs since the epoch.
-        archive: brings back windows for imports.
+        archive: brings back windows for imports and late scores.
         trim: drops what a window of several segments has above its board's limit.
     """
 
@@ -164,7 +169,7 @@ class Routes:
         stretch = board.windows.stretch(at)
         name = (stretch.starts_at, is_import)
         route: Route | None = board.plans.get(name)
-        if route is None or route.ends_at != stretch.ends_at:
+        if route is None or route.ends_at != stretch.ends_at or route.valid_until <= now:
             route = self._make(board, name, stretch, now, is_import=is_import)
         if not is_import and route.closes_at <= now:
             raise _closed("a window of that moment has ended, and its grace is over")
@@ -197,9 +202,9 @@ class Routes:
         board = self._boards.held(plan.tenant, plan.leaderboard_id, deadline)
         window = calendar.parse(board.definition, refusal.subject)
         if refusal.code == "c":
-            board.notes.add(("closed", window.window))
+            board.notes["closed", window.window] = self.clock()
         elif not self._archive.load(board.definition, window, deadline):
-            board.notes.add(("new", window.window))
+            board.notes["new", window.window] = self.clock()
         board.plans.clear()
 
     def send(self, parts: Callable[[Write], None], size: int, deadline: float) -> Write:
@@ -228,6 +233,7 @@ class Routes:
             windows,
             stretch.ends_at,
             min((at for at in closings if at is not None), default=float("inf")),
+            _valid_until(board, windows, [*closings, *expiries], now),
             tuple(
                 _mode(board, window, closing, now, is_import=is_import)
                 for window, closing in zip(windows, closings, strict=True)
@@ -249,9 +255,22 @@ class Routes:
 
 def _mode(board: Board, window: Window, closing: int | None, now: int, *, is_import: bool) -> str:
     """How a window may be written to, as submit.lua has it."""
-    if not is_import or closing is None or closing > now:
-        return "o"
-    return "n" if ("new", window.window) in board.notes else "i"
+    noted = board.notes.get(("new", window.window))
+    is_new = noted is not None and now < noted + _NEW_FOR
+    if is_import and closing is not None and closing <= now:
+        return "n" if is_new else "i"
+    has_ended = window.ends_at is not None and window.ends_at <= now
+    return "l" if has_ended and not is_new else "o"
+
+
+def _valid_until(
+    board: Board, windows: tuple[Window, ...], turns: list[int | None], now: int
+) -> float:
+    """The next moment at which what `_make` found changes, or is asked for anew."""
+    notes = [board.notes.get(("new", window.window)) for window in windows]
+    turns = [*turns, *(window.ends_at for window in windows)]
+    turns += [None if noted is None else noted + _NEW_FOR for noted in notes]
+    return min((at for at in turns if at is not None and at > now), default=float("inf"))
 
 
 def _closing(board: Board, window: Window) -> int | None:

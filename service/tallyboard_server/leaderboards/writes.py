@@ -156,9 +156,7 @@ class ScoreWriter:
             lambda partition, chunk: self._token(partition, tenant, request_id, chunk),
             is_import=is_import,
         )
-        parts = batch.prepare(deadline)
-        write = self._routes.send(parts, len(submissions), deadline)
-        duplicate = batch.finish(write, deadline)
+        duplicate = batch.send(deadline)
         return batch.failures, duplicate
 
     def delete(

@@ -114,7 +114,10 @@ def ranking(sort_order: SortOrder, tie_break: TieBreak) -> LiteralString:
 
 
 def write_entries(
-    conn: psycopg.Connection[Any], entries: Iterable[EntryValue], read_at: datetime
+    conn: psycopg.Connection[Any],
+    entries: Iterable[EntryValue],
+    read_at: datetime,
+    windows: Iterable[tuple[str, Window]] = (),
 ) -> int:
     """Writes what Redis held at `read_at`; the partitions must be locked.
 
@@ -126,12 +129,16 @@ def write_entries(
         conn: a connection inside the transaction that holds the partitions' advisory locks.
         entries: at most one of a member and window.
         read_at: by Redis' clock.
+        windows: by board_key, those that get a row even without entries.
 
     Returns:
         How many entries were taken, those that did not change included.
     """
     found = list(entries)
-    held = _lock_windows(conn, {(entry.board_key, entry.window): None for entry in found}, read_at)
+    touched = dict.fromkeys((entry.board_key, entry.window) for entry in found)
+    held = _lock_windows(conn, touched | dict.fromkeys(windows), read_at)
+    names = {(board_key, window.window) for board_key, window in touched}
+    held = {name: window_id for name, window_id in held.items() if name in names}
     if not held:
         return 0
     taken, gone = _stage(conn, found, held)
@@ -292,12 +299,19 @@ def expired_windows(
     )
 
 
-def close_window(conn: psycopg.Connection[Any], window_id: int) -> bool:
-    """Says that Redis takes no more scores for an open window; False if it is not open."""
+def close_window(conn: psycopg.Connection[Any], window_id: int, now: int | None = None) -> bool:
+    """Says that Redis takes no more scores for an open window; False if it is not open.
+
+    Args:
+        conn: a connection inside a transaction; changes of the definition wait for its end.
+        window_id: which window.
+        now: False also if its grace isn't over then; None closes it in any case.
+    """
     closed = conn.execute(
         "UPDATE tallyboard.leaderboard_windows SET state = 'CLOSED'"
-        " WHERE window_id = %s AND state = 'OPEN'",
-        (window_id,),
+        " WHERE window_id = %(window_id)s AND state = 'OPEN'"
+        " AND (%(now)s::bigint IS NULL OR closes_at <= tallyboard.moment(%(now)s))",
+        {"window_id": window_id, "now": now},
     )
     return closed.rowcount > 0
 

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from tallyboard_server.errors import (
     Aborted,
     AlreadyExists,
+    FailedPrecondition,
     FieldViolation,
     InvalidArgument,
     NotFound,
@@ -155,7 +156,8 @@ def update(
 ) -> None:
     """Replaces a definition, if nobody else did since it was read.
 
-    Windows that there are get the new grace and retention; their states stay.
+    Windows that there are get the new grace and retention; their states stay. So a season that has
+    closed can't get a later end that would open it again.
 
     Args:
         conn: a connection inside a transaction; checkpoints of the board wait for its end.
@@ -166,8 +168,16 @@ def update(
     Raises:
         NotFound: the board was deleted.
         Aborted: ETAG_MISMATCH, its revision is another.
+        FailedPrecondition: DEFINITION_LOCKED, see above.
     """
     _lock(conn, board.board_key, expected_revision)
+    limits = {
+        "board_key": board.board_key,
+        "windows": [season.window for season in seasons],
+        "starts_at": [season.starts_at for season in seasons],
+        "ends_at": [season.ends_at for season in seasons],
+    }
+    _check_closed_seasons(conn, board, limits)
     conn.execute(
         "UPDATE tallyboard.leaderboards SET definition = %(definition)s, revision = %(revision)s,"
         " descending = %(descending)s, earliest = %(earliest)s, late_grace = %(late_grace)s,"
@@ -175,15 +185,7 @@ def update(
         " synced = false WHERE board_key = %(board_key)s",
         _values(board),
     )
-    conn.execute(
-        statement("reschedule_windows"),
-        {
-            "board_key": board.board_key,
-            "windows": [season.window for season in seasons],
-            "starts_at": [season.starts_at for season in seasons],
-            "ends_at": [season.ends_at for season in seasons],
-        },
-    )
+    conn.execute(statement("reschedule_windows"), limits)
 
 
 def mark_deleted(
@@ -369,6 +371,28 @@ def _lock(conn: psycopg.Connection[Any], board_key: str, expected_revision: int)
         raise NotFound("the leaderboard was deleted")
     if row[0] != expected_revision:
         raise Aborted("the leaderboard has changed since it was read")
+
+
+def _check_closed_seasons(
+    conn: psycopg.Connection[Any], board: BoardRow, limits: Mapping[str, Any]
+) -> None:
+    """Refuses limits by which a season that has closed would take scores again."""
+    reopened = conn.execute(
+        'SELECT held."window" FROM tallyboard.leaderboard_windows AS held'
+        ' JOIN unnest(%(windows)s::text[], %(ends_at)s::bigint[]) AS season ("window", ends_at)'
+        ' ON held."window" = season."window" COLLATE "C"'
+        " WHERE held.board_key = %(board_key)s AND held.kind = 'SEASON' AND held.state <> 'OPEN'"
+        " AND tallyboard.moment(season.ends_at) > held.ends_at"
+        " AND season.ends_at + %(grace)s > %(now)s"
+        # Seasons that are about to be closed are waited for.
+        ' ORDER BY held."window" FOR NO KEY UPDATE OF held',
+        {**limits, "grace": min(board.late_grace, LONGEST) * 10**6, "now": board.updated_at},
+    ).fetchall()
+    if reopened:
+        names = ", ".join(row[0] for row in reopened)
+        raise FailedPrecondition(
+            f"seasons that have closed can't be opened again: {names}", reason="DEFINITION_LOCKED"
+        )
 
 
 def _values(board: BoardRow) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def publish(
     commands = fence(
         tenant, leaderboard_id, board_key, revision, "" if definition else "x", segments, partitions
     )
+    if definition:
+        for p in partitions_of(tenant, leaderboard_id, segments, partitions):
+            around = (f"{{tb:{p}}}:", f":{board_key}:")
+            here = windows_key(p, board_key)
+            commands.append(("EVAL", scripts.KEEP_WINDOWS.source, 1, here, *around))
     key = definition_key(home, tenant, leaderboard_id)
     commands.append(("EVAL", scripts.DEFINE.source, 1, key, revision, text, ttl))
     commands.append(("INCR", CHANGES_KEY))
@@ -80,6 +85,11 @@ def parse_definition(held: bytes | None) -> str | None:
     if held is None:
         return None
     return held.partition(b"\n")[2].decode() or None
+
+
+def parse_revision(held: bytes | None) -> int:
+    """The revision of a definition, or of what is left of a deleted one; 0 if there is neither."""
+    return 0 if held is None else int(held.partition(b"\n")[0])
 
 
 def drop_windows(partition: int, board_key: str) -> Command:

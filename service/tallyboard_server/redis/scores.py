@@ -183,12 +183,13 @@ class ScorePart(Part):
     """A write's scores in one partition, by plan.
 
     Attributes:
+        alone: whether it has a call to itself: what it was merged with has a sum out of range.
         answer: "" (none wanted), "s" (scores before and now) or "r" (ranks too).
         outcomes: one a window of each plan, once it is applied and if an answer is wanted; empty
             when the answer was lost and the part turned out to be applied.
     """
 
-    __slots__ = ("answer", "groups", "outcomes", "size_")
+    __slots__ = ("alone", "answer", "groups", "outcomes", "size_")
 
     def __init__(
         self,
@@ -200,6 +201,7 @@ class ScorePart(Part):
     ) -> None:
         super().__init__(write, partition, {}, token, scripts.SUBMIT)
         self.groups = groups
+        self.alone = False
         self.answer = answer
         self.outcomes: list[Outcome] = []
         self.size_ = sum(len(columns.members) for columns in groups.values())
@@ -330,6 +332,8 @@ class ScoresCall(ScriptCall):
             assert isinstance(held, ScorePart)
             if "r" in (held.answer, part.answer):
                 return False  # ranks in between would be lost
+            if held.alone or part.alone:
+                return False
             if self.items + part.size > MAX_CALL_ITEMS:
                 return False
         self.items += part.size
@@ -361,7 +365,10 @@ class ScoresCall(ScriptCall):
                 at += group.plan.width
 
     def refused(self, details: list[Any], outcome: CallOutcome) -> None:
-        """Ends the parts with refused groups; the others are sent again."""
+        """Ends the parts with refused groups; the others are sent again.
+
+        A sum out of range says nothing of those that were added up: each goes again by itself.
+        """
         groups = list(self.groups.values())
         refusals: dict[Part, list[Refusal]] = {}
         for detail in details:
@@ -370,6 +377,10 @@ class ScoresCall(ScriptCall):
             subject = what[0] if what else ""
             if code == "s":
                 subject = group.columns.members[int(subject) - 1]
+                if len(self.parts) > 1:
+                    for holder, columns in group.parts:
+                        holder.alone |= subject in columns.members
+                    continue
             for holder, _ in group.parts:
                 refusals.setdefault(holder, []).append(Refusal(code, subject, group.plan))
         for part in self.parts:

@@ -44,6 +44,7 @@ EXPIRE_WINDOW = _read("expire_window")
 SWEEP_WINDOWS = _read("sweep_windows")
 DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
+KEEP_WINDOWS = _read("keep_windows")
 
 ALL = (
     ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN, SUBMIT, REMOVE, ENTRIES, PAGE, PLACES, DISTINCT, LOAD,

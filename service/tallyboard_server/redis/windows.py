@@ -23,11 +23,16 @@ def close_window(partition: int, incarnation: str, board_key: str, window: str) 
     return ("EVAL", scripts.CLOSE_WINDOW.source, len(named), *named, incarnation, window)
 
 
-def expire_window(partition: int, board_key: str, window: str, seconds: int) -> Command:
-    """Lets an archived window end after some seconds, unless it was written to since."""
+def is_there(partition: int, board_key: str, window: str) -> Command:
+    """Answers 1 if the partition has the window's data, be it without entries."""
+    return ("HEXISTS", window_keys(partition, board_key, window).entries, "")
+
+
+def expire_window(partition: int, board_key: str, window: str, ends_at: int) -> Command:
+    """Lets an archived window end (seconds since the epoch), unless it was written to since."""
     keys = window_keys(partition, board_key, window)
     named = (keys.entries, keys.ranking, keys.dirty, keys.in_flight)
-    return ("EVAL", scripts.EXPIRE_WINDOW.source, len(named), *named, seconds)
+    return ("EVAL", scripts.EXPIRE_WINDOW.source, len(named), *named, ends_at)
 
 
 def drop_window(partition: int, board_key: str, window: str) -> list[Command]:

@@ -20,8 +20,10 @@ WITH wanted AS MATERIALIZED (
         limits.starts_at,
         limits.ends_at,
         limits.ends_at + board.late_grace * interval '1 second' AS closes_at,
-        limits.ends_at
-            + (board.retention ->> held.kind)::bigint * interval '1 second' AS expires_at
+        CASE WHEN board.retention ->> held.kind IS NOT NULL
+            THEN limits.ends_at + interval '1 second'
+                * greatest((board.retention ->> held.kind)::bigint, board.late_grace)
+        END AS expires_at
     FROM wanted
     JOIN tallyboard.leaderboard_windows AS held ON held.window_id = wanted.window_id
     JOIN tallyboard.leaderboards AS board ON board.board_key = held.board_key

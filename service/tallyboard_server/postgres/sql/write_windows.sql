@@ -9,8 +9,11 @@ SELECT
     tallyboard.moment(given.starts_at),
     tallyboard.moment(given.ends_at),
     tallyboard.moment(given.ends_at) + board.late_grace * interval '1 second',
-    tallyboard.moment(given.ends_at)
-        + (board.retention ->> given.kind)::bigint * interval '1 second',
+    -- Kept while it takes scores, however short its retention.
+    CASE WHEN board.retention ->> given.kind IS NOT NULL
+        THEN tallyboard.moment(given.ends_at) + interval '1 second'
+            * greatest((board.retention ->> given.kind)::bigint, board.late_grace)
+    END,
     %(read_at)s
 FROM unnest(
     %(board_keys)s::text[], %(windows)s::text[], %(kinds)s::text[],

@@ -31,9 +31,7 @@ local room = tonumber(ARGV[2]) - redis.call('SCARD', KEYS[2])
 if room > 0 then
   -- SPOP is allowed when Redis is full, and what follows a script's first write is as well: a
   -- full Redis can still be checkpointed.
-  local fresh = redis.call('SPOP', KEYS[1], room)
-  add(KEYS[2], fresh)
-  room = room - #fresh
+  add(KEYS[2], redis.call('SPOP', KEYS[1], room))
 end
 
 local counters, windows = {}, {}
@@ -49,6 +47,8 @@ for low = 1, #counters, CHUNK do
   for i = low, high do values[i] = held[i - low + 1] end
 end
 
+-- Windows take no room, their members do: however many windows there are, some are copied.
+room = tonumber(ARGV[2]) - #counters
 for _, key in ipairs(windows) do room = room - redis.call('SCARD', of_kind(key, 'Y')) end
 
 -- Moves as many changed members as there is room for; what is left keeps the window dirty.

@@ -14,6 +14,7 @@ function operation.check() return {} end
 
 local function subtract(entries, score)
   local meta = redis.call('HGET', entries, '')
+  if not meta then return end -- it is being loaded
   local high, low = struct.unpack('>dd', meta, 2)
   local a, b = high, -score * SCALE
   local sum = a + b

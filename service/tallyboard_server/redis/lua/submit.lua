@@ -4,9 +4,10 @@
 --   (hash), dirty members, distinct scores, state of the distinct scores
 -- ARGV: number of groups; a group: revision, sort ("d" or "a"), tie break ("e" or "m"), policy
 --   ("B", "L", "S"), answer ("", "s": scores, "r": ranks too), most entries (0: no limit), number
---   of windows; a window: id, seconds to live ("": for good), "o" (open), "i" (import: it has to
---   be there) or "n" (import: it may be new); number of items n, moments (8 bytes each), scores
---   (8 bytes each), number of metadata (0 or n); n members; the metadata
+--   of windows; a window: id, seconds to live ("": for good), "o" (open), "l" (late: it has to be
+--   there, and open), "i" (import: it has to be there) or "n" (import: it may be new); number of
+--   items n, moments (8 bytes each), scores (8 bytes each), number of metadata (0 or n); n members;
+--   the metadata
 -- Answers for each group and window, if asked: 25 or 41 bytes an item: "n" (no entry before) or
 --   "e", moment before, scores before and now (doubles; NaN: no entry), ranks before and now (8
 --   bytes each, 0: none).
@@ -88,8 +89,8 @@ local function look(window, mode)
       window.meta, window.high, window.low = 'o', 0, 0
     end
   end
-  if window.meta == 'c' and mode == 'o' then return 'c:' .. window.id end
-  if window.is_new and mode == 'i' then return 'a:' .. window.id end
+  if window.meta == 'c' and (mode == 'o' or mode == 'l') then return 'c:' .. window.id end
+  if window.is_new and (mode == 'i' or mode == 'l') then return 'a:' .. window.id end
 end
 
 -- Adds to the sum and keeps what rounding loses (Knuth's TwoSum).
