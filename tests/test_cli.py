@@ -151,6 +151,12 @@ def test_increment_takes_a_negative_delta(call: Run) -> None:
     assert call("counter", "increment", "post:42", "--delta", "-3").stdout == "-3\n"
 
 
+@pytest.mark.parametrize("delta", [-(2**63) - 1, 2**63])
+def test_increment_takes_no_delta_beyond_64_bits(call: Run, delta: int) -> None:
+    refused = call("counter", "increment", "post:42", "--delta", str(delta))
+    assert (refused.exit_code, "Invalid value for '--delta'" in refused.stderr) == (2, True)
+
+
 def test_increment_makes_up_a_request_id(call: Run, service: tuple[StandIn, str]) -> None:
     call("counter", "increment", "post:42")
     assert len(service[0].requests[0].request_id) == 36
@@ -212,6 +218,11 @@ def test_status_can_be_json(call: Run) -> None:
 def test_error_of_the_service_is_one_sentence(call: Run) -> None:
     refused = call("counter", "get", "post:42", "--tenant", "full")
     assert refused.stderr == "Error: The tenant's quota is used up (RESOURCE_EXHAUSTED).\n"
+
+
+def test_name_that_is_no_text_is_one_sentence(call: Run) -> None:
+    refused = call("counter", "get", "\udcff")
+    assert (refused.exit_code, refused.stderr) == (1, "Error: What is sent must be UTF-8.\n")
 
 
 def test_error_of_the_service_has_status_1(call: Run) -> None:
