@@ -44,9 +44,7 @@ class Publisher:
         while True:
             with self._pool.connection() as conn:
                 found = rows.unsynced(conn, after, _PAGE)
-            for row in found:
-                self._tell(row)
-            published += len(found)
+            published += sum(self._tell(row.board_key) for row in found)
             if len(found) < _PAGE:
                 return published
             after = found[-1].board_key
@@ -63,22 +61,26 @@ class Publisher:
                     if rows.purge(conn, row.board_key, _PURGE_STEP):
                         break
 
-    def _tell(self, row: rows.BoardRow) -> None:
-        board = from_json(row.definition)
-        run(
-            self._redis,
-            definitions.publish(
-                row.tenant,
-                row.leaderboard_id,
-                row.board_key,
-                row.revision,
-                None if row.deleted_at is not None else row.definition,
-                board.segments,
-                self._partitions,
-            ),
-        )
+    def _tell(self, board_key: str) -> bool:
+        """Tells Redis, unless somebody is changing the definition: then it is for them to do."""
         with self._pool.connection() as conn:
+            row = rows.lock_board(conn, board_key, wait=False)
+            if row is None or row.synced:
+                return False
+            run(
+                self._redis,
+                definitions.publish(
+                    row.tenant,
+                    row.leaderboard_id,
+                    row.board_key,
+                    row.revision,
+                    None if row.deleted_at is not None else row.definition,
+                    from_json(row.definition).segments,
+                    self._partitions,
+                ),
+            )
             rows.mark_synced(conn, row.board_key, row.revision)
+        return True
 
     def _drop(self, row: rows.BoardRow) -> None:
         board = from_json(row.definition)

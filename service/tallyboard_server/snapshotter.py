@@ -112,26 +112,29 @@ class Snapshotter:
                     board = from_json(row.definition)
                     day = day_at(board, now)
                     begun = day.starts_at or 0
-                    missed = known is None and row.created_at < begun and self._misses(board, begun)
+                    missed = row.created_at < begun and bool(self._missing(board, begun))
                     ends_at = begun if missed else day.ends_at or 0
                     self._boards[row.board_key] = _Board(row.revision, ends_at)
             if len(rows) < _PAGE:
                 return
             after = rows[-1].board_key
 
-    def _misses(self, board: Leaderboard, ended_at: int) -> bool:
-        """Whether there is no snapshot of a day that has ended."""
+    def _missing(self, board: Leaderboard, ended_at: int) -> list[Window]:
+        """The windows of a day that has ended of which nobody took a snapshot since.
+
+        One that was taken earlier, on command, is not that of the day's end. One that was taken
+        since stays as it is: all-time windows have gone on.
+        """
         day = _day_of(day_at(board, ended_at - 1))
         with self._pool.connection() as conn:
-            return any(
-                snapshots.missing_days(conn, board.board_key, window.window, [day])
-                for window in windows_at(board, ended_at - 1)
-            )
+            taken = snapshots.taken_since(conn, board.board_key, day, ended_at)
+        return [w for w in windows_at(board, ended_at - 1) if w.window not in taken]
 
     def _end_day(self, board: Leaderboard, known: _Board, now: int) -> int:
-        last = known.day_ends_at - 1
+        ended_at = known.day_ends_at
+        day = _day_of(day_at(board, ended_at - 1))
         try:
-            taken = self._take(board, windows_at(board, last), _day_of(day_at(board, last)))
+            taken = self._take(board, self._missing(board, ended_at), day)
         except (PartitionFenced, psycopg.errors.LockNotAvailable):
             return 0  # it stays due
         known.day_ends_at = day_at(board, now).ends_at or 0

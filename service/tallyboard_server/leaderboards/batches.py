@@ -157,11 +157,17 @@ class ScoreBatch:
         if any(moment is not None for moment in self._scores.moments):
             chunks = sorted({piece.chunk for piece in pieces})
             rounds = [[p for p in pieces if p.chunk == chunk] for chunk in chunks]
-        duplicates = []
+        duplicates: list[bool] = []
         for group in rounds:
-            size = sum(len(piece.indexes) for piece in group)
-            add = partial(self._add_parts, pieces=group)
-            write = self._routes.send(add, size, deadline)
+            try:
+                write = self._routes.send(partial(self._add_parts, pieces=group), deadline)
+            except TallyboardError as error:
+                if not duplicates or self._token_of(0, 0) is not None:
+                    raise
+                # What came before has counted, and must not come again.
+                for piece in group:
+                    self.failures.update(zip(piece.indexes, repeat(error)))
+                continue
             duplicates.append(self.finish(write, deadline))
         return bool(duplicates) and all(duplicates)
 
@@ -186,12 +192,17 @@ class ScoreBatch:
             if not refused:
                 break
             pause_before(attempt, deadline)
-            again = self._retry(refused, deadline)
+            try:
+                again = self._retry(refused, attempt, deadline)
+            except TallyboardError as error:
+                self._fail(refused, error)
+                break
             seen += again.seen
             self._recall(again)
             refused = [part for part in again.parts if isinstance(part.error, ScoresRefused)]
             self._fail_parts(part for part in again.parts if part not in refused)
-        self._fail_parts(refused)
+        else:
+            self._fail_parts(refused)
         for route in self._to_trim:
             self._routes.trim(route, deadline)
         return bool(total) and seen == total
@@ -203,8 +214,8 @@ class ScoreBatch:
                 continue
             piece = self._pieces[part]
             then = _read_note(part.note, piece.chunk)
-            for index in then.keys() & set(piece.indexes):
-                self.failures[index] = _was_left_out(then[index])
+            for index, reason in then.items():
+                self.failures[index] = _was_left_out(reason)
             for index in self._left_out.get(piece.place, {}).keys() - then.keys():
                 del self.failures[index]
 
@@ -212,17 +223,22 @@ class ScoreBatch:
         """Notes the errors of parts that failed for good."""
         for part in parts:
             if part.error is not None:
-                if part.token is not None:
-                    raise part.error
-                self.failures.update(zip(self._pieces[part].indexes, repeat(part.error)))
+                self._fail((part,), part.error)
 
-    def _retry(self, parts: Sequence[Part], deadline: float) -> Write:
+    def _fail(self, parts: Iterable[Part], error: TallyboardError) -> None:
+        """Notes that parts failed, or raises: with a token the whole may come again."""
+        for part in parts:
+            if part.token is not None:
+                raise error
+            self.failures.update(zip(self._pieces[part].indexes, repeat(error)))
+
+    def _retry(self, parts: Sequence[Part], attempt: int, deadline: float) -> Write:
         """Plans the submissions of refused parts anew, without those that can't count."""
         wanted: list[int] = []
         for part in parts:
             piece, refused = self._pieces[part], part.error
             assert isinstance(refused, ScoresRefused)
-            dropped = self._learn(refused.refusals, piece, deadline)
+            dropped = self._learn(refused.refusals, piece, attempt, deadline)
             left_out = self._left_out.setdefault(piece.place, {})
             left_out.update((index, error.reason) for index, error in dropped.items())
             wanted += [index for index in piece.indexes if index not in dropped]
@@ -230,12 +246,10 @@ class ScoreBatch:
         # A piece of which nothing is left still has a token, which says so to a repeat.
         empty = {self._pieces[part].place for part in parts} - {piece.place for piece in pieces}
         pieces += [_Piece(*place) for place in empty]
-        return self._routes.send(
-            lambda write: self._add_parts(write, pieces), len(wanted), deadline
-        )
+        return self._routes.send(lambda write: self._add_parts(write, pieces), deadline)
 
     def _learn(
-        self, refusals: Sequence[Refusal], piece: _Piece, deadline: float
+        self, refusals: Sequence[Refusal], piece: _Piece, attempt: int, deadline: float
     ) -> dict[int, TallyboardError]:
         """Acts on what Redis refused; gives the submissions that can't count."""
         dropped: dict[int, TallyboardError] = {}
@@ -247,7 +261,7 @@ class ScoreBatch:
                         reason="SCORE_OUT_OF_RANGE",
                     )
             else:
-                self._routes.learn(refusal, deadline)
+                self._routes.learn(refusal, attempt, deadline)
         self.failures |= dropped
         return dropped
 
@@ -284,6 +298,7 @@ class ScoreBatch:
             or given.moments[0] is not None
             or not math.isfinite(sum(given.scores))
             or not are_plain(given.members)
+            or not are_plain(given.leaderboard_ids)
             or (given.metadata and max(map(len, given.metadata)) > MAX_METADATA)
         ):
             return None

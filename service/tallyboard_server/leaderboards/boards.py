@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -49,7 +49,6 @@ _MOST_HELD: Final = 100_000
 _MOST_RESOLVED: Final = 256
 _PURGE_STEP: Final = 20_000
 _PURGE_SECONDS: Final = 2.0
-_LOOK_SECONDS: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -190,19 +189,14 @@ class Boards:
         """
         claim = (request_id, f"update\0{contents}")
         try:
-            new, duplicate = self._update(tenant, leaderboard_id, change, etag, claim)
+            new, duplicate = self._update(tenant, leaderboard_id, change, etag, claim, deadline)
         except _FencesFirst as first:
             # Committed first: whatever happens then, the keeper opens the fences again.
             with self._transaction() as conn:
-                rows.unsync(conn, first.board.board_key)
-            self._fence(first.board, "-", deadline)
-            try:
-                new, duplicate = self._update(
-                    tenant, leaderboard_id, change, etag, claim, first.board
-                )
-            except TallyboardError:
-                self._publish(first.board, deadline)
-                raise
+                rows.unsync(conn, first.board_key)
+            new, duplicate = self._update(
+                tenant, leaderboard_id, change, etag, claim, deadline, may_fence=True
+            )
         if not duplicate:
             self._publish(new, deadline)
         return new, duplicate
@@ -214,11 +208,17 @@ class Boards:
         change: Callable[[Leaderboard], Leaderboard],
         etag: str,
         claim: tuple[str, str],
-        fenced: Leaderboard | None = None,
+        deadline: float,
+        *,
+        may_fence: bool = False,
     ) -> tuple[Leaderboard, bool]:
-        """The transaction of an update; `fenced` is the definition that takes no submissions."""
+        """The transaction of an update. It holds the row, so that nobody else moves the fences."""
         with self._transaction() as conn:
-            old = from_json(_find(conn, tenant, leaderboard_id).definition)
+            board_key = _find(conn, tenant, leaderboard_id).board_key
+            row = rows.lock_board(conn, board_key, wait=True)
+            if row is None or row.deleted_at is not None:
+                raise _not_found(leaderboard_id)
+            old = from_json(row.definition)
             known = self._claim(conn, tenant, *claim, old)
             if known is not None:
                 return _find_by_key(conn, known), True
@@ -226,12 +226,30 @@ class Boards:
             now = self._clock()
             new = replace(change(old), revision=max(old.revision + 1, now), updated_at=now)
             locked = locked_changes(old, new)
+            if locked and not may_fence:
+                raise _FencesFirst(board_key)
             if locked:
-                if fenced is None or fenced.revision != old.revision:
-                    raise _FencesFirst(old)
-                self._check_empty(old, locked, conn)
-            rows.update(conn, row_of(new), old.revision, _seasons(new))
+                self._fence(old, "-", deadline)
+            try:
+                if locked:
+                    self._check_empty(old, locked, conn, deadline)
+                rows.update(conn, row_of(new), old.revision, _seasons(new))
+            except TallyboardError:
+                if locked:
+                    self._fence(old, "", deadline)
+                raise
         return new, False
+
+    def repair(self, tenant: str, leaderboard_id: str, deadline: float) -> None:
+        """Tells Redis again what Postgres has: submissions are refused though nothing changes.
+
+        That is what a server leaves behind that died between two steps of a change.
+        """
+        with suppress(NotFound), self._transaction() as conn:
+            found = _find(conn, tenant, leaderboard_id)
+            row = rows.lock_board(conn, found.board_key, wait=False)
+            if row is not None and row.deleted_at is None:
+                self._tell(from_json(row.definition), deadline)
 
     def list(
         self, tenant: str, prefix: str, page_size: int, page_token: str
@@ -311,6 +329,12 @@ class Boards:
         return rows.claim_request(conn, tenant, request_id, fingerprint, board.board_key)
 
     def _publish(self, board: Leaderboard, deadline: float, *, deleted: bool = False) -> None:
+        """Tells Redis of a revision, and Postgres that Redis knows."""
+        self._tell(board, deadline, deleted=deleted)
+        with self._transaction() as conn:
+            rows.mark_synced(conn, board.board_key, board.revision)
+
+    def _tell(self, board: Leaderboard, deadline: float, *, deleted: bool = False) -> None:
         commands = definitions.publish(
             board.tenant,
             board.leaderboard_id,
@@ -325,8 +349,6 @@ class Boards:
         finally:
             self._generation += 1
             self.forget(board.tenant, board.leaderboard_id)
-        with self._transaction() as conn:
-            rows.mark_synced(conn, board.board_key, board.revision)
 
     def _fence(self, board: Leaderboard, mark: str, deadline: float) -> None:
         commands = definitions.fence(
@@ -340,8 +362,10 @@ class Boards:
         )
         self._store.commands(commands, deadline)
 
-    def _check_empty(self, board: Leaderboard, changes: "builtins.list[str]", conn: Any) -> None:
-        live = self.live_windows(board, time.monotonic() + _LOOK_SECONDS)
+    def _check_empty(
+        self, board: Leaderboard, changes: "builtins.list[str]", conn: Any, deadline: float
+    ) -> None:
+        live = self.live_windows(board, deadline)
         if any(live.values()) or rows.has_entries(conn, board.board_key):
             raise FailedPrecondition(
                 f"the leaderboard has entries: {', '.join(changes)} can't be changed",
@@ -395,27 +419,11 @@ class Boards:
         return board
 
     def _read(self, tenant: str, leaderboard_id: str, deadline: float) -> Leaderboard | None:
+        """The definition as Redis has it, which has all of them: the keeper sees to it."""
         home = home_partition(tenant, leaderboard_id, self.partitions)
-        try:
-            key = definition_key(home, tenant, leaderboard_id)
-            text = definitions.parse_definition(self._store.get([key], deadline)[0])
-        except Unavailable:
-            return self._read_postgres(tenant, leaderboard_id)
-        if text is not None:
-            return from_json(text)
-        # Not in Redis: there is none, or the keeper has not told Redis yet.
-        try:
-            board = self._read_postgres(tenant, leaderboard_id)
-        except TallyboardError:
-            return None
-        if board is not None:
-            self._publish(board, deadline)
-        return board
-
-    def _read_postgres(self, tenant: str, leaderboard_id: str) -> Leaderboard | None:
-        with self._transaction() as conn:
-            row = rows.find(conn, tenant, leaderboard_id)
-        return None if row is None else from_json(row.definition)
+        key = definition_key(home, tenant, leaderboard_id)
+        text = definitions.parse_definition(self._store.get([key], deadline, (home,))[0])
+        return None if text is None else from_json(text)
 
     def _follow(self) -> None:
         """Looks whether definitions have changed, until closed."""
@@ -438,9 +446,9 @@ class Boards:
 class _FencesFirst(Exception):
     """A change that is allowed only without entries wants submissions kept away first."""
 
-    def __init__(self, board: Leaderboard) -> None:
-        super().__init__(board.leaderboard_id)
-        self.board = board
+    def __init__(self, board_key: str) -> None:
+        super().__init__(board_key)
+        self.board_key = board_key
 
 
 def row_of(board: Leaderboard) -> rows.BoardRow:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from tallyboard_server.leaderboards.windows import (
 from tallyboard_server.names import name_problem
 
 MAX_SEASONS = 100
+# A score changes every season that holds its moment, in one step of Redis.
+MAX_OVERLAPPING = 8
 MAX_SEGMENTS = 64
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_KEY_BYTES = 256
@@ -179,6 +181,19 @@ def _season_problems(board: Leaderboard) -> Iterator[Problem]:
             yield _invalid(f"{path}.name", name)
         seen.add(season.name)
         yield from _season_time_problems(path, season)
+    if _overlap(board.seasons) > MAX_OVERLAPPING:
+        yield _invalid("seasons", f"must not have more than {MAX_OVERLAPPING} at the same time")
+
+
+def _overlap(seasons: Iterable[Season]) -> int:
+    """How many seasons there are at most at the same time."""
+    turns = [(season.starts_at, 1) for season in seasons]
+    turns += [(season.ends_at, -1) for season in seasons]
+    most = now = 0
+    for _, change in sorted(turns):  # an end before a start of the same moment
+        now += change
+        most = max(most, now)
+    return most
 
 
 def _season_name_problem(name: str) -> str | None:

@@ -5,11 +5,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from threading import BoundedSemaphore
 from typing import Final, Protocol
 
 from psycopg_pool import ConnectionPool
 
-from tallyboard_server.errors import NotFound, TallyboardError
+from tallyboard_server.errors import NotFound, Overloaded, TallyboardError
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.archived import ArchivedWindow
 from tallyboard_server.leaderboards.boards import Boards
@@ -39,6 +40,8 @@ from tallyboard_server.redis.scores import element_of
 from tallyboard_server.redis.store import RedisStore
 
 _ALL_WINDOWS: Final = 100_000
+# Of the threads for reads, so many may wait for Postgres.
+_ARCHIVE_SLOTS: Final = 8
 
 
 class _Ranking(Protocol):
@@ -71,6 +74,7 @@ class EntryReader:
         self._clock = clock
         self._indexes = DistinctIndexes(store)
         self._pages: LoadingCache[Page] = LoadingCache(most_pages)
+        self._archive_slots = BoundedSemaphore(_ARCHIVE_SLOTS)
 
     def entries(
         self,
@@ -355,6 +359,16 @@ class EntryReader:
         )
 
     @contextmanager
+    def _archive_slot(self) -> Iterator[None]:
+        """Bounds how many calls wait for Postgres, so that live reads always find a thread."""
+        if not self._archive_slots.acquire(blocking=False):
+            raise Overloaded("too many calls read archived windows at the moment; try again")
+        try:
+            yield
+        finally:
+            self._archive_slots.release()
+
+    @contextmanager
     def _archived(
         self, board: Leaderboard, window: Window, method: RankMethod
     ) -> Iterator[tuple[ArchivedWindow, WindowRow] | None]:
@@ -368,7 +382,7 @@ class EntryReader:
         if is_open and (window.ends_at is None or now < window.ends_at):
             yield None
             return
-        with postgres_unavailable(), archive.standing(self._pool) as conn:
+        with self._archive_slot(), postgres_unavailable(), archive.standing(self._pool) as conn:
             row = archive.archived_window(conn, board.board_key, window.window)
             if row is None and is_open:
                 yield None

@@ -4,6 +4,7 @@ Redis goes first, and the marks of what has changed stay until Postgres has let 
 too: a server that dies in between leaves a member that the next checkpoint removes.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,13 @@ from tallyboard_server.leaderboards.boards import Boards
 from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window, WindowState
 from tallyboard_server.leaderboards.windows import has_started, is_open, resolve
 from tallyboard_server.postgres.checkpoints import lock_partition
-from tallyboard_server.postgres.entries import delete_member, erase_member, find_window, window_rows
+from tallyboard_server.postgres.entries import (
+    Erased,
+    delete_member,
+    erase_member,
+    find_window,
+    window_rows,
+)
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import (
@@ -47,6 +54,19 @@ class _Place(NamedTuple):
     def name(self) -> tuple[str, str]:
         """The window among all boards."""
         return self.board.board_key, self.window
+
+
+class _Erased:
+    """What an erasure has removed so far."""
+
+    def __init__(self) -> None:
+        self.live = self.archived = self.parts = self.repeats = 0
+        self.boards: set[str] = set()
+
+    def add(self, found: Erased) -> None:
+        """Counts what went from Postgres alone."""
+        self.archived += found.archived + found.snapshots
+        self.boards |= found.boards
 
 
 class Removals:
@@ -96,10 +116,12 @@ class Removals:
             places = list(self._places([board], member, deadline))
             if window is not None:
                 places = [place for place in places if place.window == window.window]
-                self._check_known(conn, board, window, places)
+                if not places:
+                    self._check_known(conn, board, window, deadline)
             counts, duplicate = self._remove(places, tenant, member, request_id, deadline)
             name = None if window is None else window.window
-            erased = delete_member(conn, board.board_key, name, member)
+            left = _left(deadline)
+            erased = delete_member(conn, board.board_key, name, member, timeout=left)
         self._forget(places, member, deadline)
         if request_id:
             self._requests.complete(tenant, request_id, contents, deadline)
@@ -123,23 +145,47 @@ class Removals:
         contents = f"erase\0{member}"
         if request_id and self._requests.claim(tenant, request_id, contents, deadline):
             return 0, 0, 0, True
-        boards = list(self._all_boards(tenant))
-        partitions = sorted({self._partition(board, member) for board in boards})
-        with self._locked(partitions) as conn:
+        by_partition: defaultdict[int, list[Leaderboard]] = defaultdict(list)
+        for board in self._all_boards(tenant):
+            by_partition[self._partition(board, member)].append(board)
+        erased = _Erased()
+        for partition in sorted(by_partition):
+            self._erase_in(partition, by_partition[partition], member, request_id, deadline, erased)
+        with self._locked([]) as conn:
+            # No entries are left; what this finds is in snapshots and in boards just deleted.
+            erased.add(erase_member(conn, tenant, member, timeout=_left(deadline)))
+        if request_id:
+            self._requests.complete(tenant, request_id, contents, deadline)
+        if erased.parts and erased.repeats == erased.parts:
+            return 0, 0, 0, True
+        return len(erased.boards), erased.live, erased.archived, False
+
+    def _erase_in(
+        self,
+        partition: int,
+        boards: list[Leaderboard],
+        member: str,
+        request_id: str,
+        deadline: float,
+        erased: "_Erased",
+    ) -> None:
+        """Erases a member from the boards that have it in one partition."""
+        with self._locked([partition]) as conn:
             places = list(self._places(boards, member, deadline))
             archived = {
                 (board.board_key, window) for board in boards for window in _archived(conn, board)
             }
-            counts, duplicate = self._remove(places, tenant, member, request_id, deadline)
-            erased = erase_member(conn, tenant, member)
+            counts, repeat = self._remove(places, boards[0].tenant, member, request_id, deadline)
+            for board in boards:
+                left = _left(deadline)
+                erased.add(delete_member(conn, board.board_key, None, member, timeout=left))
         self._forget(places, member, deadline)
-        if request_id:
-            self._requests.complete(tenant, request_id, contents, deadline)
-        if duplicate:
-            return 0, 0, 0, True
-        live = sum(count for name, count in counts.items() if name not in archived)
-        touched = {board_key for (board_key, _), count in counts.items() if count}
-        return len(touched | erased.boards), live, erased.archived + erased.snapshots, False
+        erased.parts += bool(places)
+        erased.repeats += repeat
+        for name, count in counts.items():
+            if count:
+                erased.boards.add(name[0])
+                erased.live += name not in archived
 
     def _all_boards(self, tenant: str) -> Iterator[Leaderboard]:
         token = ""
@@ -188,7 +234,7 @@ class Removals:
                 parts.append(part)
                 write.add(part)
 
-        write = self._store.write(add, len(places), deadline)
+        write = self._store.write(add, None, deadline)
         counts: dict[tuple[str, str], int] = {}
         for part, mine in zip(parts, by_partition.values(), strict=True):
             counts.update(zip((place.name for place in mine), part.counts, strict=False))
@@ -212,14 +258,20 @@ class Removals:
                 lock_partition(conn, partition, _LOCK_WAIT)
             yield conn
 
-    def _check_known(
-        self, conn: Any, board: Leaderboard, window: Window, places: list[_Place]
-    ) -> None:
+    def _check_known(self, conn: Any, board: Leaderboard, window: Window, deadline: float) -> None:
+        """Checks a window that the member's segment does not have: another may."""
         now = self._clock()
         if has_started(window, now) and is_open(board, window, now):
             return
-        if not places and find_window(conn, board.board_key, window.window) is None:
+        if find_window(conn, board.board_key, window.window) is not None:
+            return
+        if window.window not in self._boards.live_windows(board, deadline):
             raise NotFound("nothing is kept of this window", reason="WINDOW_NOT_FOUND")
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline, for a statement; at least a moment."""
+    return max(0.1, deadline - time.monotonic())
 
 
 def _removal(place: _Place, member: str) -> Removal:

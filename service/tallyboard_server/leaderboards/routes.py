@@ -26,6 +26,8 @@ from tallyboard_server.redis.scores import Plan, Refusal
 from tallyboard_server.redis.store import RedisStore
 
 # How far ahead of this clock a moment may be.
+# After so many refusals of a revision, Redis may hold the fence of a change that nobody ended.
+_REPAIR_AT: Final = 4
 MAX_AHEAD: Final = 60 * calendar.MICROS
 # Of plans that submissions with moments of their own need; forgotten together.
 _MOST_PLANS: Final = 4096
@@ -189,8 +191,11 @@ class Routes:
             for window in route.windows:
                 self._trim(route.board, window, deadline)
 
-    def learn(self, refusal: Refusal, deadline: float) -> None:
+    def learn(self, refusal: Refusal, attempt: int, deadline: float) -> None:
         """Acts on a refusal, so that a new route is another.
+
+        Args:
+            attempt: how often the same was refused before.
 
         Raises:
             TallyboardError: it will be refused again.
@@ -198,6 +203,8 @@ class Routes:
         plan = refusal.plan
         if refusal.code == "r":
             self._boards.forget(plan.tenant, plan.leaderboard_id)
+            if attempt == _REPAIR_AT:
+                self._boards.repair(plan.tenant, plan.leaderboard_id, deadline)
             return
         board = self._boards.held(plan.tenant, plan.leaderboard_id, deadline)
         window = calendar.parse(board.definition, refusal.subject)
@@ -207,9 +214,9 @@ class Routes:
             board.notes["new", window.window] = self.clock()
         board.plans.clear()
 
-    def send(self, parts: Callable[[Write], None], size: int, deadline: float) -> Write:
+    def send(self, parts: Callable[[Write], None], deadline: float) -> Write:
         """Submits parts and waits for them; their errors are left in them."""
-        return self._store.write(parts, size, deadline, raises=False)
+        return self._store.write(parts, None, deadline, raises=False)
 
     def _make(
         self,

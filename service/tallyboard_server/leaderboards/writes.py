@@ -109,20 +109,15 @@ class ScoreWriter:
                         reason="SCORE_OUT_OF_RANGE",
                     ) from error
                 for refusal in error.refusals:
-                    self._routes.learn(refusal, deadline)
+                    self._routes.learn(refusal, attempt, deadline)
                 pause_before(attempt, deadline)
                 continue
             if not part.outcomes:
                 standing = self._standing(route, member, return_ranks, request_id, deadline)
                 return standing, part.write.duplicate
             results = _results(route, part)
-            if route.needs_trim:
-                self._trim(route, member, results, deadline)
-            if before is not None:
-                for result, old, new in zip(
-                    results, before, self._ranks(route, member, deadline), strict=True
-                ):
-                    result.previous_rank, result.rank = old, new
+            if route.segments > 1:
+                self._complete(route, member, results, before, request_id, deadline)
             return results, False
         raise Unavailable(
             "the leaderboard is being changed; try again", reason="PARTITION_UNAVAILABLE"
@@ -242,14 +237,30 @@ class ScoreWriter:
         key = score_request_key(partition, tenant, request_id, chunk)
         return Token("r", key, "", self._request_ttl)
 
-    def _trim(
-        self, route: Route, member: str, results: list[WindowResult], deadline: float
+    def _complete(
+        self,
+        route: Route,
+        member: str,
+        results: list[WindowResult],
+        ranks_before: list[int | None] | None,
+        request_id: str,
+        deadline: float,
     ) -> None:
-        """Keeps the board within its limit; the member itself may be what goes."""
-        self._routes.trim(route, deadline)
-        for result, now in zip(results, self._standings(route, member, deadline), strict=True):
-            if now.score is None:
+        """What one segment alone can't tell: whether the entry stays, and its ranks.
+
+        Args:
+            ranks_before: if ranks are wanted, those before the write.
+        """
+        if route.needs_trim:
+            self._routes.trim(route, deadline)
+        elif ranks_before is None:
+            return
+        standing = self._standing(route, member, True, request_id, deadline)
+        for i, (result, now) in enumerate(zip(results, standing, strict=True)):
+            if now.score is None:  # the member itself was above the limit
                 result.score, result.improved = None, False
+            if ranks_before is not None:
+                result.previous_rank, result.rank = ranks_before[i], now.rank
 
     def _ranks(self, route: Route, member: str, deadline: float) -> list[int | None]:
         return [result.rank for result in self._standings(route, member, deadline)]

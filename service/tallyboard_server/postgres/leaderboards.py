@@ -278,6 +278,16 @@ def unsynced(conn: psycopg.Connection[Any], after: str, limit: int) -> list[Boar
     )
 
 
+def lock_board(conn: psycopg.Connection[Any], board_key: str, *, wait: bool) -> BoardRow | None:
+    """The row, kept from others who change it, or tell Redis of it, until the transaction ends.
+
+    None if there is none, or (without `wait`) somebody else has it.
+    """
+    suffix: LiteralString = "" if wait else " SKIP LOCKED"
+    rows = _select(conn, "WHERE board_key = %s FOR UPDATE" + suffix, (board_key,))
+    return rows[0] if rows else None
+
+
 def mark_synced(conn: psycopg.Connection[Any], board_key: str, revision: int) -> bool:
     """Says that Redis holds this revision; does nothing and gives False if it has changed."""
     marked = conn.execute(

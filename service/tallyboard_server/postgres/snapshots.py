@@ -3,7 +3,6 @@
 Callers hold the transaction. Moments are microseconds since 1970-01-01T00:00:00Z.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -139,17 +138,14 @@ def snapshot_entries(
     return [Entry(*row) for row in rows]
 
 
-def missing_days(
-    conn: psycopg.Connection[Any], board_key: str, window: str, days: Sequence[date]
-) -> list[date]:
-    """Those of these days of which there is no snapshot of the window, in their order."""
+def taken_since(conn: psycopg.Connection[Any], board_key: str, day: date, moment: int) -> set[str]:
+    """The windows of which a snapshot of that day was taken at the moment (µs) or later."""
     rows = conn.execute(
-        "SELECT day FROM tallyboard.leaderboard_snapshots"
-        ' WHERE board_key = %s AND "window" = %s AND day = ANY(%s)',
-        (board_key, window, list(days)),
+        'SELECT "window" FROM tallyboard.leaderboard_snapshots'
+        " WHERE board_key = %s AND day = %s AND taken_at >= tallyboard.moment(%s)",
+        (board_key, day, moment),
     )
-    taken = {row[0] for row in rows}
-    return [day for day in days if day not in taken]
+    return {row[0] for row in rows}
 
 
 def purge_before(conn: psycopg.Connection[Any], moment: int, limit: int) -> bool:

@@ -1,8 +1,10 @@
 """Reads of rankings: entries of members, stretches of a ranking, and what the scripts answer."""
 
+import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from tallyboard_server.errors import TallyboardError
@@ -227,15 +229,11 @@ def trim_command(
     )
 
 
-def parse_sum(meta: bytes | None) -> float:
-    """The sum of a window's scores, times 2^-32, from its meta (see submit.lua)."""
-    if not meta:
-        return 0.0
-    high, low = _SUM.unpack_from(meta, 1)
-    total: float = high + low
-    return total
+def parse_sum(meta: bytes | None) -> tuple[float, ...]:
+    """The sum of a window's scores, times 2^-32, from its meta (see submit.lua): as addends."""
+    return _SUM.unpack_from(meta, 1) if meta else ()
 
 
-def mean_of(scaled_sums: Sequence[float], count: int) -> float:
-    """The mean of scores from sums that are scaled by 2^-32."""
-    return sum(scaled_sums) / count * _SUM_SCALE
+def mean_of(scaled_sums: Iterable[tuple[float, ...]], count: int) -> float:
+    """The mean of scores from their sums in each segment, as `parse_sum` has them."""
+    return math.fsum(chain.from_iterable(scaled_sums)) / count * _SUM_SCALE

@@ -189,7 +189,7 @@ class ScorePart(Part):
             when the answer was lost and the part turned out to be applied.
     """
 
-    __slots__ = ("alone", "answer", "groups", "outcomes", "size_")
+    __slots__ = ("_size", "alone", "answer", "groups", "items", "outcomes")
 
     def __init__(
         self,
@@ -204,13 +204,19 @@ class ScorePart(Part):
         self.alone = False
         self.answer = answer
         self.outcomes: list[Outcome] = []
-        self.size_ = sum(len(columns.members) for columns in groups.values())
-        self.repeatable = all(plan.policy != "S" for plan in groups)
+        self.items = self._size = 0
+        self.repeatable = True
+        for plan, columns in groups.items():
+            items = len(columns.members)
+            self.items += items
+            self._size += items * plan.width * ITEM_WEIGHT
+            if plan.policy == "S":
+                self.repeatable = False
 
     @property
     def size(self) -> int:
-        """How many scores it has."""
-        return self.size_
+        """How much work it is, in operations of a counter."""
+        return self._size or 1
 
 
 class Group:
@@ -334,9 +340,9 @@ class ScoresCall(ScriptCall):
                 return False  # ranks in between would be lost
             if held.alone or part.alone:
                 return False
-            if self.items + part.size > MAX_CALL_ITEMS:
+            if self.items + part.items > MAX_CALL_ITEMS:
                 return False
-        self.items += part.size
+        self.items += part.items
         for plan, columns in part.groups.items():
             group = self.groups.get(plan)
             if group is None:

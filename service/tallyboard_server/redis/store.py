@@ -68,7 +68,7 @@ class RedisStore:
     def write(
         self,
         parts: Callable[[Write], None],
-        size: int,
+        size: int | None,
         deadline: float,
         submit: Callable[[Write, int], None] | None = None,
         *,
@@ -78,7 +78,7 @@ class RedisStore:
 
         Args:
             parts: adds the parts to the write; with none, nothing is sent.
-            size: how many operations they have.
+            size: how many operations they have; None to ask them.
             deadline: when to stop waiting.
             submit: submits the parts; by default all of them as they are.
             raises: whether the error of a part is raised or left in the write.
@@ -94,6 +94,8 @@ class RedisStore:
         if not write.parts:
             write.over = True
             return write
+        if size is None:
+            size = sum(part.size for part in write.parts)
         if submit is None:
             self._writes.submit(write.parts, size)
         else:

@@ -7,6 +7,7 @@ from tallyboard.v1.status_pb2 import ItemStatus
 from tallyboard_server.errors import InvalidArgument, TallyboardError
 from tallyboard_server.leaderboards.model import Submission, WindowResult
 from tallyboard_server.leaderboards.windows import END_OF_MOMENTS, FIRST_MOMENT
+from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.enums import WINDOW_KIND_NUMBERS
 from tallyboard_server.rpc.stamps import MICROS
@@ -25,10 +26,13 @@ def submission(message: pb.Submission) -> Submission:
     """
     leaderboard_id, member, score = message.leaderboard_id, message.member, message.score
     metadata = message.metadata
-    validation.check_name("leaderboard_id", leaderboard_id)
-    validation.check_name("member", member)
-    validation.check_score("score", score)
-    validation.check_metadata("metadata", metadata)
+    # One look at what is nearly always right: this is done for every score.
+    if name_problem(leaderboard_id) or name_problem(member) or score - score != 0:
+        validation.check_name("leaderboard_id", leaderboard_id)
+        validation.check_name("member", member)
+        validation.check_score("score", score)
+    if metadata:
+        validation.check_metadata("metadata", metadata)
     occurred_at = None
     if message.HasField("occurred_at"):
         occurred_at = validation.moment(

@@ -326,8 +326,8 @@ class Leaderboard(_message.Message):
 
     @_builtins.property
     def seasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Season]:
-        """Windows with names and limits of their own, up to 100, which may overlap. More is
-        TOO_MANY_ITEMS; two of one name is FIELD_INVALID.
+        """Windows with names and limits of their own, up to 100, of which up to 8 may overlap. More is
+        TOO_MANY_ITEMS; more at the same time, or two of one name, is FIELD_INVALID.
         """
 
     @_builtins.property
