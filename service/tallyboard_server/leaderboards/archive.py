@@ -132,6 +132,8 @@ class _Load:
     def _step(self, segment: int, entries: Sequence[StoredEntry], what: bytes | str) -> None:
         board, partition = self._board, self._places[segment]
         incarnation = self._store.fences.expected(partition)
+        if incarnation is None:
+            raise closed(partition)
         keys = window_keys(partition, board.board_key, self._window)
         earliest = board.tie_break is TieBreak.EARLIEST
         descending = board.is_descending
@@ -152,5 +154,5 @@ class _Load:
         )
         command = ("EVALSHA", scripts.LOAD.sha, len(named), *named, *arguments)
         reply = self._store.commands([command], self._deadline)[0]
-        if incarnation is None or reply[0] == b"fenced":
+        if reply[0] == b"fenced":
             raise closed(partition)

@@ -27,6 +27,7 @@ from tallyboard_server.redis.rankings import (
     page_command,
     parse_places,
     parse_stretch,
+    parse_sum,
     places_command,
     trim_command,
 )
@@ -51,6 +52,7 @@ class Slice(NamedTuple):
         position: how many entries rank before the place.
         rank: the rank of what is, or would be, at the place.
         before, behind: the entries on either side, best first.
+        sums: of the scores of each segment, as `parse_sum` has them.
     """
 
     exists: bool
@@ -60,6 +62,7 @@ class Slice(NamedTuple):
     rank: int
     before: list[Entry]
     behind: list[Entry]
+    sums: tuple[tuple[float, ...], ...] = ()
 
 
 class Members(NamedTuple):
@@ -146,7 +149,16 @@ class LiveWindow:
             return None
         entries = self._entries(stretch)
         cut = max(0, stretch.position - stretch.start)
-        return Slice(*stretch[:4], stretch.rank, entries[:cut], entries[cut:])
+        return Slice(
+            stretch.meta is not None,
+            stretch.size,
+            stretch.within,
+            stretch.position,
+            stretch.rank,
+            entries[:cut],
+            entries[cut:],
+            (parse_sum(stretch.meta),),
+        )
 
     def at(self, indexes: Sequence[int]) -> list[Entry]:
         """The entries at these positions, which count from 0; those beyond the end are left out."""
@@ -165,12 +177,8 @@ class LiveWindow:
 
     def exists(self) -> bool:
         """Whether Redis has the window."""
-        return any(meta is not None for meta in self.metas())
-
-    def metas(self) -> list[bytes | None]:
-        """The metas of the window in each segment (see submit.lua)."""
-        commands = [("HGET", segment.keys.entries, "") for segment in self._segments]
-        return self._store.commands(commands, self._deadline)
+        commands = [("HEXISTS", segment.keys.entries, "") for segment in self._segments]
+        return any(self._store.commands(commands, self._deadline))
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """The answer; builds the index of distinct scores first if it needs one."""
@@ -300,14 +308,21 @@ class LiveWindow:
             before.append(entries[:cut])
             behind.append(entries[cut:])
             size, within = size + stretch.size, within + stretch.within
-            position, exists = position + stretch.position, exists or stretch.exists
+            position, exists = position + stretch.position, exists or stretch.meta is not None
         first = self._merge(before)
         first = first[len(first) - min(ahead, len(first)) :]
         then = list(islice(self._merge(behind), count))
         rank = self._rank_at(anchor, position)
         ranked = self._rank_list([*first, *then], position - len(first))
         return Slice(
-            exists, size, within, position, rank, ranked[: len(first)], ranked[len(first) :]
+            exists,
+            size,
+            within,
+            position,
+            rank,
+            ranked[: len(first)],
+            ranked[len(first) :],
+            tuple(parse_sum(stretch.meta) for stretch in stretches if stretch),
         )
 
     def _merge(self, lists: list[list[Entry]]) -> list[Entry]:

@@ -35,7 +35,7 @@ from tallyboard_server.leaderboards.model import (
 from tallyboard_server.postgres import archive
 from tallyboard_server.postgres.entries import WindowRow, window_rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
-from tallyboard_server.redis.rankings import Anchor, mean_of, parse_sum
+from tallyboard_server.redis.rankings import Anchor, mean_of
 from tallyboard_server.redis.scores import element_of
 from tallyboard_server.redis.store import RedisStore
 
@@ -261,8 +261,7 @@ class EntryReader:
         ends = live.around(Anchor("e"), 0, 0)
         assert ends is not None
         if ends.exists:
-            sums = [parse_sum(meta) for meta in live.metas()]
-            mean = mean_of(sums, ends.size) if ends.size else None
+            mean = mean_of(ends.sums, ends.size) if ends.size else None
             return _stats(window, live, ends.size, mean, percentiles, as_of, Source.LIVE)
         with self._archived(board, window, RankMethod.ORDINAL) as archived:
             if archived is None:

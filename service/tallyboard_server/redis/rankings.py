@@ -107,7 +107,7 @@ class Stretch(NamedTuple):
     """What page.lua answered.
 
     Attributes:
-        exists: whether the window was ever written to.
+        meta: of the window; None if it was never written to.
         size: how many entries the window has.
         within: how many are within the bounds asked for.
         position: how many entries are before the anchor.
@@ -116,7 +116,7 @@ class Stretch(NamedTuple):
         elements: elements and scores, alternating.
     """
 
-    exists: bool
+    meta: bytes | None
     size: int
     within: int
     position: int
@@ -165,7 +165,7 @@ def parse_stretch(reply: list[Any], partition: int, fences: Fences) -> Stretch |
         raise error
     if reply[1] == b"missing":
         return None
-    return Stretch(reply[1] is not None, *reply[2:])
+    return Stretch(*reply[1:])
 
 
 class Places(NamedTuple):
