@@ -37,9 +37,18 @@ class Publisher:
         self._pool = pool
         self._partitions = partitions
         self._request_ttl = request_ttl
+        self._run_id: str | None = None
 
     def publish(self) -> int:
-        """Tells Redis of every revision that it was not told of; gives how many."""
+        """Tells Redis of every revision that it was not told of; gives how many.
+
+        All of them when Redis has been started since: it may have lost what it had not synced.
+        """
+        run_id = self._redis.info("server")["run_id"]
+        if run_id != self._run_id:
+            with self._pool.connection() as conn:
+                rows.mark_unsynced(conn)
+            self._run_id = run_id
         published, after = 0, ""
         while True:
             with self._pool.connection() as conn:

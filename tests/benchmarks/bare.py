@@ -1,12 +1,12 @@
-"""Bare threaded gRPC servers to compare with: an echo, and one redis-py INCR a request.
+"""Bare threaded gRPC servers to compare with: an echo, and the naive ways behind the same server.
 
-A program: `python -m tests.benchmarks.bare echo ADDRESS THREADS [REDIS_SOCKET]`. Both speak the
-messages of Increment and do nothing that a service has to do.
+A program: `python -m tests.benchmarks.bare KIND ADDRESS THREADS [REDIS_SOCKET [POSTGRES_URL]]`, of
+the kinds "echo" and "naive" (one redis-py INCR a request), which speak the messages of Increment,
+and "naive-boards" (see naive_boards.py). None does what a service has to do.
 """
 
 import random
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -14,13 +14,15 @@ import redis
 
 from tallyboard.v1 import counters_pb2 as pb
 from tallyboard_server.processes import prefer_throughput
+from tests.benchmarks import naive_boards
+from tests.benchmarks.naive_boards import Method
 
 SERVICE = "tallyboard.benchmarks.Bare"
 METHOD = "Call"
 READY = "serving"
 NAIVE_SHARDS = 8
 
-Handler = Callable[[pb.IncrementRequest, grpc.ServicerContext], pb.IncrementRequest]
+ECHO, NAIVE, NAIVE_BOARDS = "echo", "naive", "naive-boards"
 
 
 def naive_keys(counter: str) -> list[str]:
@@ -33,7 +35,7 @@ def echo(request: pb.IncrementRequest, context: grpc.ServicerContext) -> pb.Incr
     return request
 
 
-def naive(socket: str, threads: int) -> Handler:
+def naive(socket: str, threads: int) -> Method:
     """A handler that sends one INCR a request, on a connection of redis-py's pool."""
     client = redis.Redis(unix_socket_path=socket, max_connections=threads)
 
@@ -41,21 +43,30 @@ def naive(socket: str, threads: int) -> Handler:
         client.incr(f"naive:{request.counter}:{random.randrange(NAIVE_SHARDS)}")
         return request
 
-    return handle
+    return Method(handle, pb.IncrementRequest, pb.IncrementRequest)
+
+
+def _methods(kind: str, threads: int, stores: list[str]) -> dict[str, Method]:
+    if kind == ECHO:
+        return {METHOD: Method(echo, pb.IncrementRequest, pb.IncrementRequest)}
+    if kind == NAIVE:
+        return {METHOD: naive(stores[0], threads)}
+    naive_boards.fill(*stores)
+    return naive_boards.methods(stores[0], stores[1], threads)
 
 
 def main() -> None:
     """Serves until it is killed."""
     kind, address, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    behavior: Handler = echo if kind == "echo" else naive(sys.argv[4], threads)
     prefer_throughput()  # as our workers do: equal settings
     server = grpc.server(ThreadPoolExecutor(threads), options=(("grpc.so_reuseport", 1),))
     handlers = {
-        METHOD: grpc.unary_unary_rpc_method_handler(
-            behavior,
-            request_deserializer=pb.IncrementRequest.FromString,
-            response_serializer=pb.IncrementRequest.SerializeToString,
+        name: grpc.unary_unary_rpc_method_handler(
+            method.behavior,
+            request_deserializer=method.request.FromString,
+            response_serializer=method.response.SerializeToString,
         )
+        for name, method in _methods(kind, threads, sys.argv[4:]).items()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)

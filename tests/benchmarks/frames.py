@@ -1,10 +1,10 @@
 """A load generator for calls that differ from each other, which h2load can't make.
 
-A program: `python -m tests.benchmarks.frames ADDRESS PATH COUNTER CALLS CONNECTIONS STREAMS`
-sends increments of 1, each with a request id of its own, and prints JSON: the seconds, and how
-many ended with grpc-status 0. It writes HTTP/2 frames itself, with all messages made beforehand
-and no header compression, so that it costs a tenth of a gRPC client and leaves the core to the
-server.
+A program: `python -m tests.benchmarks.frames ADDRESS PATH KIND NAME SEED CALLS CONNECTIONS STREAMS`
+makes calls with messages of that kind (see messages.py) and prints JSON: the seconds, how many
+ended with grpc-status 0, and the middle one of their durations. It writes HTTP/2 frames itself,
+with all messages made beforehand and no header compression, so that it costs a tenth of a gRPC
+client and leaves the core to the server.
 """
 
 import json
@@ -13,10 +13,9 @@ import socket
 import struct
 import sys
 import time
-import uuid
+from statistics import median
 
-from tallyboard.v1 import counters_pb2 as pb
-from tests.benchmarks.h2load import frame
+from tests.benchmarks.messages import messages
 
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
@@ -68,8 +67,10 @@ class Connection:
         self._credit = _FIRST_WINDOW
         self._received = b""
         self._out = [_preface()]
+        self._started: dict[int, float] = {}
         self.left = len(messages)
         self.ok = 0
+        self.durations: list[float] = []
 
     def send(self) -> None:
         """Starts as many calls as there is room for."""
@@ -78,6 +79,7 @@ class Connection:
             message = messages.pop()
             out.append(_frame(_HEADERS, _END_HEADERS, self._next, self._fields))
             out.append(_frame(_DATA, _END_STREAM, self._next, message))
+            self._started[self._next] = time.perf_counter()
             self._next += 2
             self._free -= 1
             self._credit -= len(message)
@@ -103,6 +105,7 @@ class Connection:
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _HEADERS and flags & _END_STREAM:
+            self.durations.append(time.perf_counter() - self._started.pop(stream))
             self.ok += _OK in payload
             self.left -= 1
             self._free += 1
@@ -132,20 +135,16 @@ def drive(connections: list[Connection]) -> None:
 
 def main() -> None:
     """Prepares the messages, makes the calls, and prints what came of them."""
-    address, path, counter = sys.argv[1:4]
-    calls, count, streams = map(int, sys.argv[4:7])
-    messages = [
-        frame(pb.IncrementRequest(counter=counter, delta=1, request_id=str(uuid.uuid4())))
-        for _ in range(calls)
-    ]
-    connections = [
-        Connection(address, path, messages[index::count], streams) for index in range(count)
-    ]
+    address, path, kind, name = sys.argv[1:5]
+    seed, calls, count, streams = map(int, sys.argv[5:9])
+    made = messages(kind, name, seed, calls)
+    connections = [Connection(address, path, made[index::count], streams) for index in range(count)]
     started, cpu = time.monotonic(), time.process_time()
     drive(connections)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     ok = sum(connection.ok for connection in connections)
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "ok": ok}))
+    p50 = median(took for connection in connections for took in connection.durations)
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "ok": ok, "p50": p50}))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ class Sample(NamedTuple):
         operations: how many, all acknowledged and checked.
         rate: operations a second.
         server_cpu: CPU seconds of the worker or bare server processes.
-        redis_cpu: CPU seconds of Redis.
+        store_cpu: CPU seconds of Redis; of Postgres for what asks that.
         generator_share: cores that the load generator used; near 1 it is what was measured.
     """
 
     operations: int
     rate: float
     server_cpu: float
-    redis_cpu: float
+    store_cpu: float
     generator_share: float
 
 
@@ -56,6 +56,7 @@ class Result:
 
     Attributes:
         baseline: the rates of its echo, one a round, or empty.
+        remark: a sentence about what was measured, or empty.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
     baseline: Sequence[float] = ()
+    remark: str = ""
 
     @property
     def rates(self) -> list[float]:
@@ -91,9 +93,9 @@ class Result:
         return median(s.server_cpu / s.operations * 1e6 for s in self.samples)
 
     @property
-    def redis_us(self) -> float:
-        """Median CPU of Redis, µs an operation."""
-        return median(s.redis_cpu / s.operations * 1e6 for s in self.samples)
+    def store_us(self) -> float:
+        """Median CPU of the store, µs an operation."""
+        return median(s.store_cpu / s.operations * 1e6 for s in self.samples)
 
     @property
     def generator_share(self) -> float:

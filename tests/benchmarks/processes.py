@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -163,6 +163,20 @@ def cpu_of(pids: Iterable[int]) -> float:
     for pid in pids:
         times = psutil.Process(pid).cpu_times()
         total += times.user + times.system
+    return total
+
+
+def cpu_of_trees(pids: Iterable[int]) -> float:
+    """The same of these processes and all below them, those that have ended included."""
+    total = 0.0
+    for pid in pids:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        total += times.user + times.system + times.children_user + times.children_system
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it ends meanwhile
+                times = child.cpu_times()
+                total += times.user + times.system
     return total
 
 

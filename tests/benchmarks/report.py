@@ -4,19 +4,21 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import grpc
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.leaderboard_cases import COSTS
 from tests.benchmarks.model import Result
 from tests.benchmarks.processes import usable_cores
 from tests.benchmarks.sweep import Swept
 
 _COLUMNS = (
     "case", "setting", "rate/s (min to max)", "of echo", "target",
-    "CPU µs/op: server", "Redis", "generator, cores", "p50 / p99 ms at calls/s",
+    "CPU µs/op: server", "store", "generator, cores", "p50 / p99 ms at calls/s",
 )  # fmt: skip
 
 
@@ -85,8 +87,9 @@ def _as_dict(result: Result) -> dict[str, Any]:
         "target": str(result.target) if result.target else None,
         "met": result.met,
         "server_cpu_us": result.server_us,
-        "redis_cpu_us": result.redis_us,
+        "store_cpu_us": result.store_us,
         "latency_ms": latency._asdict() if latency else None,
+        "remark": result.remark,
         "samples": [sample._asdict() for sample in result.samples],
     }
 
@@ -103,7 +106,7 @@ def _cells(result: Result) -> list[str]:
         "" if result.ratio is None else f"{result.ratio:.2f}",
         target,
         f"{result.server_us:.3g}" if result.server_us else "",
-        f"{result.redis_us:.3g}" if result.redis_us else "",
+        f"{result.store_us:.3g}" if result.store_us else "",
         f"{result.generator_share:.2f}",
         f"{latency.p50:.2f} / {latency.p99:.2f} at {latency.offered:,.0f}" if latency else "",
     ]
@@ -114,6 +117,10 @@ def _notes(run: Run) -> list[str]:
         f"A small write takes {run.sync_us:,.0f} µs to reach the disk of the stores. The load "
         f"average before the run was {run.load:.1f}: well below 1 where nothing else runs."
     ]
+    for result in run.results:
+        if result.remark:
+            notes += ["", f"{result.title}: {result.remark}"]
+    notes += _costs(run.results)
     if not run.swept:
         return notes
     best = max(run.swept, key=lambda swept: swept.rate)
@@ -124,6 +131,22 @@ def _notes(run: Run) -> list[str]:
         f"Echo on one pinned core is best with {best.threads} threads and {best.load}: "
         f"{best.rate:,.0f}/s. All of its settings, one short run each: {'; '.join(rates)}.",
     ]
+
+
+def _costs(results: Sequence[Result]) -> list[str]:
+    by_name = {result.name: result for result in results}
+    notes = []
+    for name, other in COSTS:
+        if name in by_name and other in by_name:
+            one, two = by_name[name], by_name[other]
+            cpu = (one.server_us + one.store_us) / (two.server_us + two.store_us)
+            time = median(b / a for a, b in zip(one.rates, two.rates, strict=True))
+            notes += [
+                "",
+                f"{one.title}: {cpu:.2f} times the CPU of {two.title} (server and store), and "
+                f"{time:.2f} times the time.",
+            ]
+    return notes
 
 
 def _versions() -> str:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from tests.benchmarks.cases import Case
+from tests.benchmarks.base import Case
 from tests.benchmarks.model import CheckFailed, Result, Sample
 from tests.benchmarks.servers import Servers
 
@@ -11,6 +12,8 @@ _WARM_SECONDS = 0.5
 _SHORTEST = 0.2
 # What a measurement costs beside itself: start, latency at half of its length, checks, settling.
 _FACTOR = 2.5
+
+Outcome = TypeVar("Outcome")
 
 
 class Rounds:
@@ -63,9 +66,15 @@ class Rounds:
                 self._tell(f"round {number} of {self._rounds}: {case.name}")
                 self._measure(case)
         for case in self._cases:
+            self._finish(case)
+            self._results[case.name].remark = case.remark
             if case.baseline is not None:
                 self._results[case.name].baseline = self._results[case.baseline].rates
         return list(self._results.values())
+
+    def _finish(self, case: Case) -> None:
+        self._tell(f"checking: {case.name}")
+        self._checked(case, lambda: case.finish(self._servers))
 
     def _measure(self, case: Case) -> None:
         result, seconds = self._results[case.name], self._affordable()
@@ -77,13 +86,18 @@ class Rounds:
 
     def _sample(self, case: Case, seconds: float) -> Sample:
         self._left -= 1
+        operations = int(self._rates[case.name] * seconds)
+        sample = self._checked(case, lambda: case.run(self._servers, operations))
+        self._rates[case.name] = sample.rate
+        return sample
+
+    def _checked(self, case: Case, step: Callable[[], Outcome]) -> Outcome:
+        """Takes a step, and names the case if it fails."""
         try:
-            sample = case.run(self._servers, int(self._rates[case.name] * seconds))
+            return step()
         except CheckFailed as error:
             said = self._servers.service(case.setting).complaints() if case.needs_service else []
             raise CheckFailed("\n".join([f"{case.name}: {error}", *said])) from error
-        self._rates[case.name] = sample.rate
-        return sample
 
     def _affordable(self) -> float:
         if self._until is None:

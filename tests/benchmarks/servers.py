@@ -3,25 +3,36 @@
 import re
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 import psutil
+import redis
 
 from tallyboard.v1 import consistency_pb2, operations_pb2, operations_pb2_grpc
 from tallyboard.v1 import counters_pb2 as pb
 from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
-from tallyboard_server.embedded import EmbeddedRedis
+from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.benchmarks import bare
+from tests.benchmarks.boards import Boards
 from tests.benchmarks.model import CheckFailed, Unusable
-from tests.benchmarks.processes import Daemon, cpu_of, free_address, usable_cores
+from tests.benchmarks.processes import (
+    Daemon,
+    cpu_of,
+    cpu_of_trees,
+    free_address,
+    usable_cores,
+)
 
 _TIMEOUT = 60.0
+_SETTLE_TIMEOUT = 900.0
+_METRICS_PATIENCE = 3.0
 _READ = 1_000
 _CALLS = re.compile(
     r'^tallyboard_rpc_seconds_count\{method="(\w+)",status="(\w+)"\} ([0-9.e+]+)', re.MULTILINE
@@ -29,10 +40,14 @@ _CALLS = re.compile(
 
 
 class Setting(NamedTuple):
-    """How a server runs: its workers (0: one a core), and the threads of each."""
+    """How a server runs: its workers (0: one a core), and the threads of each.
+
+    Services of the same setting are one, unless their names differ.
+    """
 
     workers: int
     threads: int
+    name: str = ""
 
     @property
     def processes(self) -> int:
@@ -45,10 +60,10 @@ class Setting(NamedTuple):
 
 
 class Cpu(NamedTuple):
-    """CPU seconds used so far by the serving processes, and by Redis."""
+    """CPU seconds used so far by the serving processes, and by their stores."""
 
     server: float
-    redis: float
+    store: float
 
 
 class PlainRedis(EmbeddedRedis):
@@ -60,20 +75,30 @@ class PlainRedis(EmbeddedRedis):
         return str(self.socket_path)
 
 
-class Bare:
-    """Bare servers, one a core when there are several, on one port."""
+class PlainPostgres(EmbeddedPostgres):
+    """An embedded Postgres of its own for what does not go through the service."""
 
-    def __init__(self, kind: str, setting: Setting, redis: PlainRedis | None = None) -> None:
+
+class Bare:
+    """Bare servers, one a core when there are several, on one port.
+
+    Args:
+        stores: what they use, by what they are told of it: a socket or a URL.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        setting: Setting,
+        stores: Mapping[str, PlainRedis | PlainPostgres] | None = None,
+    ) -> None:
         self.setting = setting
-        self.path = f"/{bare.SERVICE}/{bare.METHOD}"
-        self._kind, self._redis, self._own = kind, redis, ExitStack()
+        self._kind, self._stores, self._own = kind, stores or {}, ExitStack()
 
     def __enter__(self) -> Self:
         self.address = free_address()
         command = [sys.executable, "-m", bare.__name__, self._kind, self.address]
-        command.append(str(self.setting.threads))
-        if self._redis is not None:
-            command.append(self._redis.socket)
+        command += [str(self.setting.threads), *self._stores]
         daemons = [
             self._own.enter_context(Daemon(command, bare.READY, core))
             for core in usable_cores()[: self.setting.processes]
@@ -86,17 +111,28 @@ class Bare:
     def __exit__(self, *_: object) -> None:
         self._own.close()
 
+    @property
+    def path(self) -> str:
+        """The HTTP path of the method of an echo."""
+        return self.path_of(bare.METHOD)
+
+    def path_of(self, method: str) -> str:
+        """The HTTP path of a method."""
+        return f"/{bare.SERVICE}/{method}"
+
     def cpu(self) -> Cpu:
         """CPU used so far."""
-        redis = self._redis.pid if self._redis is not None else None
-        return Cpu(cpu_of(self._pids), cpu_of([redis]) if redis is not None else 0.0)
+        stores = [store.pid for store in self._stores.values() if store.pid is not None]
+        return Cpu(cpu_of(self._pids), cpu_of_trees(stores))
 
     def try_call(self) -> None:
-        """One real call whose answer is compared.
+        """One real call whose answer is compared, of those that answer the request itself.
 
         Raises:
             CheckFailed: it is wrong.
         """
+        if self._kind == bare.NAIVE_BOARDS:
+            return
         request = pb.IncrementRequest(counter="post:42", delta=1)
         with grpc.insecure_channel(self.address) as channel:
             call = channel.unary_unary(
@@ -118,6 +154,7 @@ class Service:
     def __enter__(self) -> Self:
         self.address, self._metrics = free_address(), free_address()
         folder = self._own.enter_context(store_folder(self._data))
+        self._redis_socket = EmbeddedRedis(folder).socket_path
         threads = str(self.setting.threads)
         options = {
             "--listen": self.address,
@@ -140,6 +177,7 @@ class Service:
         channel = self._own.enter_context(grpc.insecure_channel(self.address))
         self.counters = CounterServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsServiceStub(channel)
+        self.boards = Boards(self.address, channel)
         children = psutil.Process(self._daemon.pid).children(recursive=True)
         self._workers = [p.pid for p in children if "worker" in p.cmdline()]
         self._redis = [p.pid for p in children if "redis-server" in p.name()]
@@ -164,7 +202,30 @@ class Service:
 
     def settle(self) -> None:
         """Checkpoints now, so that the keeper does not do it while something else is measured."""
-        self._operations.Checkpoint(operations_pb2.CheckpointRequest(), timeout=_TIMEOUT)
+        until = time.monotonic() + _SETTLE_TIMEOUT
+        while True:
+            try:
+                self._operations.Checkpoint(operations_pb2.CheckpointRequest(), timeout=_TIMEOUT)
+                return
+            except grpc.RpcError as error:  # a call ends before all of a large board is copied
+                is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                if not is_late or time.monotonic() > until:
+                    raise
+
+    def redis_memory(self) -> int:
+        """Bytes that Redis uses for data."""
+        found = self._redis_info("memory")
+        return int(found["used_memory"]) - int(found["mem_aof_buffer"])
+
+    def redis_cpu(self) -> float:
+        """CPU seconds of Redis so far, finer than `cpu` has them."""
+        found = self._redis_info("cpu")
+        return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
+
+    def _redis_info(self, section: str) -> dict[str, Any]:
+        with redis.Redis(unix_socket_path=str(self._redis_socket)) as client:
+            found: dict[str, Any] = client.info(section)
+        return found
 
     def calls(self, method: str) -> tuple[int, int]:
         """How many calls of a method have ended well so far, and how many have not."""
@@ -172,6 +233,24 @@ class Service:
             found = _CALLS.findall(page.read().decode())
         counts = [(status == "OK", int(float(n))) for name, status, n in found if name == method]
         return sum(n for ok, n in counts if ok), sum(n for ok, n in counts if not ok)
+
+    def check_calls(self, method: str, before: tuple[int, int], calls: int) -> None:
+        """Compares how many calls of a method have ended well with how many were made.
+
+        Args:
+            before: what `calls` gave before they were made.
+
+        Raises:
+            CheckFailed: some did not end well.
+        """
+        until = time.monotonic() + _METRICS_PATIENCE
+        while True:  # a worker adds its calls up twice a second
+            ended = self.calls(method)
+            ok, failed = ended[0] - before[0], ended[1] - before[1]
+            if ok + failed >= calls or time.monotonic() > until:
+                break
+        if (ok, failed) != (calls, 0):
+            raise CheckFailed(f"of {calls:,} {method} {ok:,} ended well, {failed:,} not")
 
     def complaints(self) -> list[str]:
         """The last entries of its log."""
@@ -219,13 +298,15 @@ class Servers:
 
     Args:
         data: the folder that the stores' own folders are made in.
+        with_postgres: whether naive leaderboards are asked for, which need a plain Postgres, too.
 
     Attributes:
         redis: the plain Redis.
     """
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, *, with_postgres: bool = False) -> None:
         self.data = data or Path(tempfile.gettempdir())
+        self._with_postgres = with_postgres
         self._own = ExitStack()
         self._bare: dict[tuple[str, Setting], Bare] = {}
         self._services: dict[Setting, Service] = {}
@@ -234,6 +315,8 @@ class Servers:
         # Before gRPC has threads, for it forks.
         folder = self._own.enter_context(store_folder(self.data))
         self.redis = self._own.enter_context(PlainRedis(folder))
+        if self._with_postgres:
+            self._postgres = self._own.enter_context(PlainPostgres(folder))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -254,10 +337,14 @@ class Servers:
         return self._services[setting]
 
     def bare(self, kind: str, setting: Setting) -> Bare:
-        """The bare server of a kind, "echo" or "naive"."""
-        key = kind, setting
+        """The bare server of a kind; see bare.py."""
+        key = kind, setting._replace(name="")
         if key not in self._bare:
-            redis = self.redis if kind == "naive" else None
-            self._bare[key] = self._own.enter_context(Bare(kind, setting, redis))
+            stores: dict[str, PlainRedis | PlainPostgres] = {}
+            if kind != bare.ECHO:
+                stores[self.redis.socket] = self.redis
+            if kind == bare.NAIVE_BOARDS:
+                stores[self._postgres.url] = self._postgres
+            self._bare[key] = self._own.enter_context(Bare(kind, setting, stores))
             self._bare[key].try_call()
         return self._bare[key]

@@ -22,11 +22,27 @@ import grpc
 
 from tallyboard.v1 import counters_pb2 as pb
 
-METHOD = "/tallyboard.v1.CounterService/StreamIncrements"
 BATCH = 10_000
 DISTINCT = 100_000
 HOT, NAMED, DISTINCT_KIND = "hot", "named", "distinct"
-_TIMEOUT = 60.0
+_CONNECT_TIMEOUT, _TIMEOUT = 60.0, 900.0
+# Tries to go on without an acknowledgement in between.
+_PAUSE, _MOST_TRIES = 0.2, 50
+
+
+class Wire(NamedTuple):
+    """A method that streams numbered batches, and its messages."""
+
+    method: str
+    request: type[Any]
+    response: type[Any]
+
+
+INCREMENTS = Wire(
+    "/tallyboard.v1.CounterService/StreamIncrements",
+    pb.StreamIncrementsRequest,
+    pb.StreamIncrementsResponse,
+)
 
 
 class Plan(NamedTuple):
@@ -69,59 +85,108 @@ def plan(kind: str, prefix: str) -> Plan:
 
 
 class Stream:
-    """One producer on a connection of its own."""
+    """One producer on a connection of its own.
 
-    def __init__(self, address: str, bodies: Sequence[bytes], batches: int, first: int) -> None:
+    Args:
+        bodies: serialized requests, all but the sequence; sent in turn.
+        batches: how many to send.
+        first: the body to begin with.
+    """
+
+    def __init__(
+        self, address: str, wire: Wire, bodies: Sequence[bytes], batches: int, first: int
+    ) -> None:
+        self._wire = wire
         self._bodies, self._batches, self._first = bodies, batches, first
         options = (("grpc.use_local_subchannel_pool", 1),)
         self._channel = grpc.insecure_channel(address, options)
-        self._room = threading.Semaphore(0)
-        self._over = False
+        self._producer = str(uuid.uuid4())
         self.started = 0.0
         self.acknowledged = 0
         self.failures = 0
+        self.resumed = 0
 
     def connect(self) -> None:
         """Waits for the connection."""
-        grpc.channel_ready_future(self._channel).result(_TIMEOUT)
+        grpc.channel_ready_future(self._channel).result(_CONNECT_TIMEOUT)
 
     def run(self) -> None:
-        """Sends all batches and takes all acknowledgements."""
-        call: Callable[..., Any] = self._channel.stream_stream(
-            METHOD,
-            request_serializer=lambda data: data,
-            response_deserializer=pb.StreamIncrementsResponse.FromString,
-        )
+        """Sends all batches and takes all acknowledgements.
+
+        As a client has to, it opens the stream again when it breaks, and sends what was not
+        acknowledged once more; `resumed` says how often.
+        """
+        tries = 0
         try:
-            for response in call(self._messages(), timeout=_TIMEOUT):
-                if not self.started:
-                    self.started = time.monotonic()
-                    self._release(response.window)
+            while self.acknowledged < self._batches:
+                before = self.acknowledged
+                try:
+                    self._run_once()
+                except grpc.RpcError as error:
+                    tries = 1 if self.acknowledged > before else tries + 1
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > _MOST_TRIES:
+                        raise
+                    self.resumed += 1
+                    time.sleep(_PAUSE)
+        finally:
+            self._channel.close()
+
+    def _run_once(self) -> None:
+        call: Callable[..., Any] = self._channel.stream_stream(
+            self._wire.method,
+            request_serializer=lambda data: data,
+            response_deserializer=self._wire.response.FromString,
+        )
+        room = _Room()
+        try:
+            is_open = False
+            for response in call(self._messages(room), timeout=_TIMEOUT):
+                if not is_open:
+                    is_open = True
+                    self.started = self.started or time.monotonic()
+                    room.add(response.window)
                 self.failures += len(response.failures)
                 newly = response.acknowledged_sequence - self.acknowledged
                 if newly > 0:
                     self.acknowledged += newly
-                    self._release(newly)
+                    room.add(newly)
         finally:
-            self._over = True
-            self._room.release()
-            self._channel.close()
+            room.close()
 
-    def _release(self, batches: int) -> None:
-        if batches:
-            self._room.release(batches)
-
-    def _messages(self) -> Iterator[bytes]:
-        first = pb.StreamIncrementsRequest(producer_id=str(uuid.uuid4())).SerializeToString()
+    def _messages(self, room: "_Room") -> Iterator[bytes]:
+        request = self._wire.request
+        first = request(producer_id=self._producer).SerializeToString()
         bodies, count = self._bodies, len(self._bodies)
-        for index in range(self._batches):
-            self._room.acquire()
-            if self._over:
+        for index in range(self.acknowledged, self._batches):
+            if not room.take():
                 return
             # Serialized messages that follow each other are one message with the fields of both.
-            head = pb.StreamIncrementsRequest(sequence=index + 1).SerializeToString()
+            head = request(sequence=index + 1).SerializeToString()
             yield first + head + bodies[(self._first + index) % count]
             first = b""
+
+
+class _Room:
+    """How many batches may be sent before the next acknowledgement."""
+
+    def __init__(self) -> None:
+        self._left = threading.Semaphore(0)
+        self._over = False
+
+    def add(self, batches: int) -> None:
+        """Lets that many more be sent."""
+        if batches:
+            self._left.release(batches)
+
+    def take(self) -> bool:
+        """Waits for room for one; False when the stream is over."""
+        self._left.acquire()
+        return not self._over
+
+    def close(self) -> None:
+        """The stream is over."""
+        self._over = True
+        self._left.release()
 
 
 def main() -> None:
@@ -133,7 +198,7 @@ def main() -> None:
         pb.StreamIncrementsRequest(counters=some, deltas=deltas).SerializeToString()
         for some in names
     ]
-    streams = [Stream(address, bodies, batches, index) for index in range(count)]
+    streams = [Stream(address, INCREMENTS, bodies, batches, index) for index in range(count)]
     for stream in streams:
         stream.connect()
     cpu = time.process_time()

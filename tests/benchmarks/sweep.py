@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tests.benchmarks.cases import ONE_32, Echo
+from tests.benchmarks.base import ONE_32, Echo
 from tests.benchmarks.h2load import Load, closed_loop, frame
 from tests.benchmarks.processes import usable_cores
 from tests.benchmarks.servers import Bare, Setting

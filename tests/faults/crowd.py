@@ -22,6 +22,7 @@ from tallyboard.v1 import counters_pb2, counters_pb2_grpc
 _CHANNELS: Final = 4
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
 _GRACE: Final = 30.0
+_TICK: Final = 0.005
 
 
 class Crowd:
@@ -57,6 +58,28 @@ class Crowd:
         """
         output, _ = self._process.communicate(timeout=self._patience)
         return Counter(json.loads(output.splitlines()[-1]))
+
+
+class MachineLag:
+    """How late a thread of this process is woken, at worst: what no service can be blamed for."""
+
+    def __enter__(self) -> "MachineLag":
+        self.worst = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._measure, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _measure(self) -> None:
+        due = time.monotonic() + _TICK
+        while not self._stop.wait(_TICK):
+            now = time.monotonic()
+            self.worst = max(self.worst, now - due)
+            due = now + _TICK
 
 
 def _send(stubs: list[Any], count: int, wait: float, spread: float) -> list[Any]:

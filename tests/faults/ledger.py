@@ -1,14 +1,18 @@
-"""Clients that count under load and write down what was acknowledged, to compare it afterwards."""
+"""Clients that write under load and put down what was acknowledged, to compare it afterwards.
+
+Those of counters are here; those of leaderboards (score_ledger.py) share what both need.
+"""
 
 import random
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from itertools import cycle, islice
+from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
@@ -19,10 +23,21 @@ from tests.waiting import wait_for
 
 CALL_TIMEOUT: Final = 5.0
 PATIENCE: Final = 40.0
+#: How calls end that a repeat may help.
+TRANSIENT: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 _WINDOW: Final = 32
 _TICK: Final = 0.05
 _PAUSE: Final = 0.02
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
+
+#: What makes a stub over a channel.
+Service = Callable[[grpc.Channel], Any]
+COUNTERS: Final[Service] = counters_pb2_grpc.CounterServiceStub
+Batch = TypeVar("Batch")
 
 
 def reason_of(error: Any) -> str:
@@ -36,10 +51,10 @@ def reason_of(error: Any) -> str:
 
 
 @contextmanager
-def stub_of(target: str) -> Iterator[Any]:
+def stub_of(target: str, service: Service = COUNTERS) -> Iterator[Any]:
     """A stub over a connection of its own, and so of some worker."""
     with grpc.insecure_channel(target, _OPTIONS) as channel:
-        yield counters_pb2_grpc.CounterServiceStub(channel)
+        yield service(channel)
 
 
 def read(target: str, counters: list[str]) -> dict[str, int]:
@@ -47,25 +62,21 @@ def read(target: str, counters: list[str]) -> dict[str, int]:
     request = counters_pb2.BatchGetCountersRequest(
         counters=counters, consistency=consistency_pb2.Consistency(exact=True)
     )
+    answer = retried(target, "BatchGetCounters", request)
+    return {count.counter: count.value for count in answer.counts}
+
+
+def retried(target: str, method: str, request: Any, service: Service = COUNTERS) -> Any:
+    """Calls until it is answered with OK; raises what no repeat helps, or after long."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with stub_of(target) as stub:
-                answer = stub.BatchGetCounters(request, timeout=CALL_TIMEOUT)
-            return {count.counter: count.value for count in answer.counts}
-        except grpc.RpcError:
-            if time.monotonic() > deadline:
+            with stub_of(target, service) as stub:
+                return call(method, request, stub)
+        except grpc.RpcError as error:
+            if error.code() not in TRANSIENT or time.monotonic() > deadline:
                 raise
-
-
-def retried(target: str, method: str, request: Any) -> Any:
-    """Calls until it is answered with OK; fails the test when that takes too long."""
-
-    def attempt() -> Any:
-        with suppress(grpc.RpcError), stub_of(target) as stub:
-            return getattr(stub, method)(request, timeout=CALL_TIMEOUT)
-
-    return wait_for(attempt, f"{method} to succeed")
+        threading.Event().wait(_PAUSE)
 
 
 class Ledger:
@@ -111,28 +122,27 @@ class Ledger:
         return wrong
 
 
-class Load:
-    """Clients of every kind, a thread each, from `with` to `finish`.
+class Clients:
+    """Clients of several kinds, a thread each, from `with` to `finish`.
 
-    All deltas are positive, so that a lost one and one counted twice can't make up for each other.
-    Clients whose writes can be sent again do so until they are acknowledged.
+    Each kind is a method `_kind` that takes the service to call first. Clients whose writes can be
+    sent again do so until they are acknowledged.
 
     Args:
         targets: services; clients are spread over them.
-        prefix: of the names of the counters.
         kinds: of clients; each is started `each` times.
+        moves: whether a client goes to the next service when a call fails.
     """
 
+    service: Service = COUNTERS
+
     def __init__(
-        self,
-        *targets: str,
-        prefix: str = "",
-        kinds: tuple[str, ...] = ("with_id", "without_id", "batch", "stream"),
-        each: int = 2,
+        self, targets: Sequence[str], ledger: "Ledger", kinds: Iterable[str], each: int, moves: bool
     ) -> None:
-        self.ledger = Ledger()
+        self.ledger = ledger
         self.acknowledged = 0
-        self._prefix = prefix or f"{uuid.uuid4().hex[:8]}:"
+        self._targets = targets
+        self._moves = moves
         self._stop = threading.Event()
         self._give_up = time.monotonic() + 100.0
         self._threads = [
@@ -143,7 +153,7 @@ class Load:
             for i in range(each)
         ]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -171,6 +181,76 @@ class Load:
         except Exception as error:
             self.ledger.problem(f"{kind}: {error!r}")
 
+    def _places(self, first: str) -> Iterator[str]:
+        """Where to send a write, attempt by attempt."""
+        if not self._moves:
+            return cycle((first,))
+        return islice(cycle(self._targets), self._targets.index(first), None)
+
+    def _until_acknowledged(self, target: str, call: Callable[[Any], Any]) -> Any:
+        for place in self._places(target):
+            try:
+                with stub_of(place, self.service) as stub:
+                    return call(stub)
+            except grpc.RpcError as error:
+                self._retry(error)
+        raise AssertionError("there is always another place")
+
+    def _retry(self, error: Any) -> None:
+        if error.code() not in TRANSIENT:
+            raise error
+        if time.monotonic() > self._give_up:
+            raise TimeoutError(f"never acknowledged: {error}")
+        self.ledger.retried()
+        self._stop.wait(_PAUSE) or threading.Event().wait(_PAUSE)
+
+    def _run_stream(
+        self,
+        producer: "BatchProducer[Batch]",
+        target: str,
+        on_acknowledged: Callable[[list[Batch], list[Any]], None],
+    ) -> None:
+        """Streams new batches until the stop, and then until all are acknowledged."""
+        for place in self._places(target):
+            if self._stop.is_set() and not producer.unacknowledged:
+                return
+            try:
+                with stub_of(place, self.service) as stub:
+                    producer.run(stub, self._stop, on_acknowledged)
+            except grpc.RpcError as error:
+                self._retry(error)
+
+    def _failed_without_id(self, error: Any, name: str, delta: int) -> None:
+        """UNAVAILABLE from the service itself promises that nothing was counted."""
+        self.ledger.retried()
+        reason = reason_of(error)
+        if error.code() == grpc.StatusCode.UNAVAILABLE and reason:
+            return
+        self.ledger.unknown(name, delta)
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            self.ledger.problem(f"{error.code()} {error.details()}")
+
+
+class Load(Clients):
+    """Clients of counters.
+
+    All deltas are positive, so that a lost one and one counted twice can't make up for each other.
+
+    Args:
+        targets, kinds, each: see Clients.
+        prefix: of the names of the counters.
+    """
+
+    def __init__(
+        self,
+        *targets: str,
+        prefix: str = "",
+        kinds: tuple[str, ...] = ("with_id", "without_id", "batch", "stream"),
+        each: int = 2,
+    ) -> None:
+        super().__init__(targets, Ledger(), kinds, each, moves=False)
+        self._prefix = prefix or f"{uuid.uuid4().hex[:8]}:"
+
     def _with_id(self, target: str) -> None:
         name = f"{self._prefix}with_id"
         while not self._stop.is_set():
@@ -178,7 +258,7 @@ class Load:
             request = counters_pb2.IncrementRequest(
                 counter=name, delta=delta, request_id=str(uuid.uuid4())
             )
-            self._until_acknowledged(target, partial(_call, "Increment", request))
+            self._until_acknowledged(target, partial(call, "Increment", request))
             self._counted({name: delta})
 
     def _batch(self, target: str) -> None:
@@ -191,7 +271,7 @@ class Load:
                 deltas=[counters_pb2.CounterDelta(counter=n, delta=d) for n, d in deltas.items()],
                 request_id=str(uuid.uuid4()),
             )
-            answer = self._until_acknowledged(target, partial(_call, "BatchIncrement", request))
+            answer = self._until_acknowledged(target, partial(call, "BatchIncrement", request))
             for failure in answer.failures:
                 self.ledger.problem(f"batch item failed: {failure}")
             self._counted(deltas)
@@ -213,44 +293,8 @@ class Load:
                 else:
                     self._counted({name: delta})
 
-    def _failed_without_id(self, error: Any, name: str, delta: int) -> None:
-        """UNAVAILABLE from the service itself promises that nothing was counted."""
-        self.ledger.retried()
-        reason = reason_of(error)
-        if error.code() == grpc.StatusCode.UNAVAILABLE and reason:
-            return
-        self.ledger.unknown(name, delta)
-        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            self.ledger.problem(f"{error.code()} {error.details()}")
-
-    def _until_acknowledged(self, target: str, call: Callable[[Any], Any]) -> Any:
-        while True:
-            try:
-                with stub_of(target) as stub:
-                    return call(stub)
-            except grpc.RpcError as error:
-                self._retry(error)
-
-    def _retry(self, error: Any) -> None:
-        if error.code() not in (
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            grpc.StatusCode.CANCELLED,
-        ):
-            raise error
-        if time.monotonic() > self._give_up:
-            raise TimeoutError(f"never acknowledged: {error}")
-        self.ledger.retried()
-        self._stop.wait(_PAUSE) or threading.Event().wait(_PAUSE)
-
     def _stream(self, target: str) -> None:
-        producer = Producer(f"{self._prefix}stream")
-        while not self._stop.is_set() or producer.unacknowledged:
-            try:
-                with stub_of(target) as stub:
-                    producer.run(stub, self._stop, self._acknowledged)
-            except grpc.RpcError as error:
-                self._retry(error)
+        self._run_stream(Producer(f"{self._prefix}stream"), target, self._acknowledged)
 
     def _acknowledged(self, batches: list[dict[str, int]], failures: list[Any]) -> None:
         for failure in failures:
@@ -264,43 +308,48 @@ class Load:
         self.acknowledged += 1
 
 
-def _call(method: str, request: Any, stub: Any) -> Any:
+def call(method: str, request: Any, stub: Any) -> Any:
+    """One call, by the name of its method."""
     return getattr(stub, method)(request, timeout=CALL_TIMEOUT)
 
 
-class Producer:
-    """A producer of batches: sends, remembers what is not acknowledged, and sends that again."""
+class BatchProducer(Generic[Batch]):
+    """A producer of batches: sends, remembers what is not acknowledged, and sends that again.
 
-    def __init__(self, prefix: str, size: int = 20) -> None:
+    Attributes:
+        service, method: of the stream.
+        unacknowledged: batches by their sequence.
+    """
+
+    service: Service
+    method: str
+
+    def __init__(self) -> None:
         self.id = str(uuid.uuid4())
-        self.unacknowledged: dict[int, dict[str, int]] = {}
-        self._prefix = prefix
-        self._size = size
+        self.unacknowledged: dict[int, Batch] = {}
         self._sequence = 0
         self._changed = threading.Condition()  # guards all of these
+
+    def make(self) -> Batch:
+        """What a new batch holds."""
+        raise NotImplementedError
+
+    def message(self, sequence: int) -> Any:
+        """The message of a batch; the same each time."""
+        raise NotImplementedError
 
     def new_batch(self) -> int:
         """Makes the next batch; its sequence."""
         with self._changed:
             self._sequence += 1
-            self.unacknowledged[self._sequence] = {
-                f"{self._prefix}{random.randint(0, 99)}": random.randint(1, 1000)
-                for _ in range(self._size)
-            }
+            self.unacknowledged[self._sequence] = self.make()
             return self._sequence
-
-    def message(self, sequence: int) -> counters_pb2.StreamIncrementsRequest:
-        """The message of a batch; the same each time."""
-        deltas = self.unacknowledged[sequence]
-        return counters_pb2.StreamIncrementsRequest(
-            producer_id=self.id, sequence=sequence, counters=list(deltas), deltas=deltas.values()
-        )
 
     def run(
         self,
         stub: Any,
         stop: threading.Event,
-        on_acknowledged: Callable[[list[dict[str, int]], list[Any]], None],
+        on_acknowledged: Callable[[list[Batch], list[Any]], None],
     ) -> None:
         """One stream: what is unacknowledged, then new batches until `stop`, then all acks.
 
@@ -309,7 +358,7 @@ class Producer:
         """
         over = threading.Event()
 
-        def batches() -> Iterator[counters_pb2.StreamIncrementsRequest]:
+        def batches() -> Iterator[Any]:
             for sequence in sorted(self.unacknowledged):
                 if sequence in self.unacknowledged:
                     yield self.message(sequence)
@@ -321,15 +370,66 @@ class Producer:
                 yield self.message(self.new_batch())
 
         try:
-            for answer in stub.StreamIncrements(batches(), timeout=PATIENCE):
+            for answer in getattr(stub, self.method)(batches(), timeout=PATIENCE):
                 on_acknowledged(self.acknowledge(answer.acknowledged_sequence), answer.failures)
         finally:
             over.set()
 
-    def acknowledge(self, sequence: int) -> list[dict[str, int]]:
+    def acknowledge(self, sequence: int) -> list[Batch]:
         """Forgets what is acknowledged, and gives it."""
         with self._changed:
             done = [s for s in self.unacknowledged if s <= sequence]
             batches = [self.unacknowledged.pop(s) for s in done]
             self._changed.notify_all()
             return batches
+
+    def break_off(self, target: str) -> None:
+        """Sends everything and breaks off at the first acknowledgement, taking no note of it."""
+        messages = [self.message(sequence) for sequence in sorted(self.unacknowledged)]
+        with stub_of(target, self.service) as stub:
+            answers = getattr(stub, self.method)(iter(messages), timeout=CALL_TIMEOUT)
+            with suppress(grpc.RpcError):
+                for answer in answers:
+                    if answer.acknowledged_sequence:
+                        break
+            answers.cancel()
+
+    def resume(
+        self, target: str, on_acknowledged: Callable[[list[Batch], list[Any]], None]
+    ) -> None:
+        """Sends what is unacknowledged until all of it is acknowledged."""
+        stop = threading.Event()
+        stop.set()
+
+        def attempt() -> bool:
+            with suppress(grpc.RpcError), stub_of(target, self.service) as stub:
+                self.run(stub, stop, on_acknowledged)
+            return not self.unacknowledged
+
+        wait_for(attempt, "all batches to be acknowledged", PATIENCE)
+
+
+class Producer(BatchProducer[dict[str, int]]):
+    """A producer of increments."""
+
+    service = COUNTERS
+    method = "StreamIncrements"
+
+    def __init__(self, prefix: str, size: int = 20) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._size = size
+
+    def make(self) -> dict[str, int]:
+        """Deltas of some of a hundred counters."""
+        return {
+            f"{self._prefix}{random.randint(0, 99)}": random.randint(1, 1000)
+            for _ in range(self._size)
+        }
+
+    def message(self, sequence: int) -> counters_pb2.StreamIncrementsRequest:
+        """The message of a batch; the same each time."""
+        deltas = self.unacknowledged[sequence]
+        return counters_pb2.StreamIncrementsRequest(
+            producer_id=self.id, sequence=sequence, counters=list(deltas), deltas=deltas.values()
+        )

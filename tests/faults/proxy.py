@@ -30,6 +30,7 @@ class Faults:
         lose_request_every: of so many requests one ends its connection before Redis gets it.
         hold_every: of so many requests one ends the service's connection and is kept, to reach
             Redis only when `deliver_held` is called.
+        cut_after: a connection ends when Redis has got so many bytes of requests; 0 for never.
         piece: bytes that are sent at once, both ways; 0 for no limit.
         delay: seconds that every chunk waits, both ways.
         mute: Redis runs what is asked, and its replies never come back.
@@ -39,6 +40,7 @@ class Faults:
     lose_reply_every: int = 0
     lose_request_every: int = 0
     hold_every: int = 0
+    cut_after: int = 0
     piece: int = 0
     delay: float = 0.0
     mute: bool = False
@@ -180,6 +182,7 @@ class _Connection:
         self._upstream = upstream
         self._swallow = False
         self._held = False
+        self._written = 0
         for sock in (client, upstream):
             sock.settimeout(_SOCKET_TIMEOUT)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -232,7 +235,19 @@ class _Connection:
                 return
             if verdict == "lose reply":
                 self._swallow = True
+            if self._is_cut(data):
+                return
             self._pass(data, self._upstream)
+
+    def _is_cut(self, data: bytes) -> bool:
+        """Passes on only the start of what goes too far, counted from the first write."""
+        most = self._proxy.faults.cut_after
+        if most and (self._written or _WRITES in data):
+            left, self._written = most - self._written, self._written + len(data)
+            if len(data) > left:
+                self._pass(data[:left], self._upstream)
+                return True
+        return False
 
     def _replies(self) -> None:
         proxy = self._proxy

@@ -5,7 +5,6 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -170,7 +169,7 @@ def test_a_client_that_moves_on_without_reading_acknowledgements_counts_once(
         producer.new_batch()
     wanted = _expected(producer)
     for attempt in range(6):
-        _break_off(two_services[attempt % 2].target, producer)
+        producer.break_off(two_services[attempt % 2].target)
     _resume(two_services[1].target, producer, ledger)
     assert (ledger.sure, ledger.differences(two_services[0].target)) == (wanted, {})
 
@@ -262,22 +261,8 @@ def _expected(producer: Producer) -> dict[str, int]:
     return ledger.sure
 
 
-def _break_off(target: str, producer: Producer) -> None:
-    """Sends everything and breaks off at the first acknowledgement, without taking note of it."""
-    messages = [producer.message(sequence) for sequence in sorted(producer.unacknowledged)]
-    with stub_of(target) as stub:
-        call = stub.StreamIncrements(iter(messages), timeout=CALL_TIMEOUT)
-        with suppress(grpc.RpcError):
-            for answer in call:
-                if answer.acknowledged_sequence:
-                    break
-        call.cancel()
-
-
 def _resume(target: str, producer: Producer, ledger: Ledger) -> None:
     """Sends what is unacknowledged until all of it is acknowledged."""
-    stop = threading.Event()
-    stop.set()
 
     def note(batches: list[dict[str, int]], failures: list[Any]) -> None:
         for deltas in batches:
@@ -286,12 +271,7 @@ def _resume(target: str, producer: Producer, ledger: Ledger) -> None:
         for failure in failures:
             ledger.problem(str(failure))
 
-    def attempt() -> bool:
-        with suppress(grpc.RpcError), stub_of(target) as stub:
-            producer.run(stub, stop, note)
-        return not producer.unacknowledged
-
-    wait_for(attempt, "all batches to be acknowledged", 40)
+    producer.resume(target, note)
 
 
 def _is_longer(found: list[int], than: int) -> bool:

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tallyboard.v1 import counters_pb2
-from tests.faults.crowd import Crowd
+from tests.faults.crowd import Crowd, MachineLag
 from tests.faults.ledger import CALL_TIMEOUT, Load, read, reason_of, retried, stub_of
 from tests.redis.node import RedisNode
 from tests.service import RunningService
@@ -31,29 +31,6 @@ _CROWD_SPREAD: Final = 2.5
 _PROBES: Final = 24
 _LATE: Final = 0.05
 _MAX_RSS_GROWTH: Final = 400 * 1024 * 1024
-_TICK: Final = 0.005
-
-
-class MachineLag:
-    """How late a thread of this process is woken, at worst: what no service can be blamed for."""
-
-    def __enter__(self) -> "MachineLag":
-        self.worst = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._measure, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _measure(self) -> None:
-        due = time.monotonic() + _TICK
-        while not self._stop.wait(_TICK):
-            now = time.monotonic()
-            self.worst = max(self.worst, now - due)
-            due = now + _TICK
 
 
 @dataclass

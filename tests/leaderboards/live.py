@@ -1,6 +1,6 @@
 """A worker and a keeper on real stores, with a clock that the tests set: a day takes no time.
 
-A test module makes the fixture `house` its own with `house = live.house`.
+A test module makes the fixtures its own with `opened, house = live.opened, live.house`.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from tallyboard.v1.leaderboards_pb2_grpc import LeaderboardServiceStub
 from tallyboard.v1.operations_pb2_grpc import OperationsServiceStub
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.keeper import Keeper
+from tallyboard_server.leaderboards.model import WindowKind as WindowKind
 from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
 from tallyboard_server.redis.keys import segment_partition, window_keys
 from tallyboard_server.settings import Settings
@@ -146,6 +147,19 @@ class House:
         board.create(**definition)
         return board
 
+    def clear(self) -> None:
+        """Removes all leaderboards, so that the next test's keeper has nothing to do with them."""
+        self.clock.now = at("2026-01-01T00:00")
+        with connect(self.settings.postgres_url) as conn:
+            conn.execute(
+                "TRUNCATE tallyboard.leaderboards, tallyboard.leaderboard_windows,"
+                " tallyboard.leaderboard_entries, tallyboard.leaderboard_snapshots,"
+                " tallyboard.leaderboard_snapshot_entries, tallyboard.leaderboard_requests"
+            )
+        keys = [key for key in self.redis.scan_iter(count=1000) if _is_of_boards(key)]
+        if keys:
+            self.redis.delete(*keys)
+
     def rows(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """What a query answers."""
         with connect(self.settings.postgres_url) as conn:
@@ -208,6 +222,10 @@ class LiveKeeper:
         self.checkpoint()
         assert self._keeper.tidy()
 
+    def try_round(self) -> bool:
+        """The same; False when a store is away."""
+        return self._keeper.attempt() and self._keeper.tidy()
+
 
 class LiveBoard:
     """One board of one tenant, in short words."""
@@ -252,7 +270,7 @@ class LiveBoard:
         message = definition_of(**definition)
         message.leaderboard_id = self.leaderboard_id
         message.etag = etag
-        paths = [*mask, *(name for name in _fields(definition) if name not in mask)]
+        paths = [*mask, *map(definition_field, definition)]
         request = pb.UpdateLeaderboardRequest(
             leaderboard=message, update_mask=FieldMask(paths=paths), request_id=request_id
         )
@@ -524,8 +542,13 @@ def _standing(window: pb.Window) -> tuple[str, str, int]:
     return window.window, state, window.entry_count
 
 
-def _fields(definition: Iterable[str]) -> list[str]:
-    return [_NAMES.get(name, name) for name in definition]
+def definition_field(name: str) -> str:
+    """The contract's name of a field in short words."""
+    return _NAMES.get(name, name)
+
+
+def _is_of_boards(key: bytes) -> bool:
+    return key.partition(b"}:")[2][:1] in b"bgozhystYdfF"
 
 
 def _timeless(answer: Any) -> str:
@@ -567,11 +590,18 @@ def open_house(redis_url: str, postgres_url: str) -> Iterator[House]:
 
 
 @pytest.fixture(scope="module")
-def house(redis_server: EmbeddedRedis, postgres_server: EmbeddedPostgres) -> Iterator[House]:
+def opened(redis_server: EmbeddedRedis, postgres_server: EmbeddedPostgres) -> Iterator[House]:
     """A house for one module, on databases of its own."""
     url = f"{redis_server.url}?db={_REDIS_DATABASE}"
     with closing(control_client(url)) as redis:
         redis.flushdb()
-        with new_database(postgres_server) as database, open_house(url, database) as opened:
-            yield opened
+        with new_database(postgres_server) as database, open_house(url, database) as house:
+            yield house
         redis.flushdb()
+
+
+@pytest.fixture
+def house(opened: House) -> House:
+    """The same without the boards of other tests."""
+    opened.clear()
+    return opened

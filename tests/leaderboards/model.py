@@ -16,12 +16,26 @@ _MAX_AHEAD = 60 * MICROS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Period(NamedTuple):
+    """A window: its id, its kind and its limits."""
+
+    window: str
+    kind: str
+    starts_at: int | None = None
+    ends_at: int | None = None
+
+
 class Season(NamedTuple):
-    """A window with limits of its own."""
+    """A window with a name and limits of its own."""
 
     name: str
     starts_at: int
     ends_at: int
+
+    @property
+    def period(self) -> Period:
+        """The window."""
+        return Period(self.name, "SEASON", self.starts_at, self.ends_at)
 
 
 @dataclass(frozen=True)
@@ -70,15 +84,6 @@ class Row(NamedTuple):
     updated_at: int
 
 
-class Period(NamedTuple):
-    """A window: its id, its kind and its limits."""
-
-    window: str
-    kind: str
-    starts_at: int | None = None
-    ends_at: int | None = None
-
-
 class Done(NamedTuple):
     """What a submission did in one window."""
 
@@ -122,10 +127,8 @@ class Board:
 
     def periods_at(self, moment: int) -> list[Period]:
         """Every window that holds the moment."""
-        seasons = self.definition.seasons
-        named = [Period(s.name, "SEASON", s.starts_at, s.ends_at) for s in seasons]
-        now = [p for p in named if p.starts_at <= moment < p.ends_at]  # type: ignore[operator]
-        return [ALL_TIME, day_of(moment), *now]
+        seasons = [s.period for s in self.definition.seasons if s.starts_at <= moment < s.ends_at]
+        return [ALL_TIME, day_of(moment), *seasons]
 
     def is_closed(self, period: Period, now: int) -> bool:
         """Whether the window takes no more scores."""
@@ -149,9 +152,9 @@ class Board:
                 coming = Held(item.member, item.score + 0.0, moment, item.metadata)
                 window[item.member] = self._stays(window.get(item.member), coming)
         if self.definition.most:
-            for period, window in self.windows.items():
+            for period in self.windows:
                 best = self.ordered(period)[: self.definition.most]
-                self.windows[period] = {held.member: held for held in best} if window else window
+                self.windows[period] = {held.member: held for held in best}
 
     def _stays(self, held: Held | None, coming: Held) -> Held:
         policy, descending = self.definition.update_policy, self.definition.descending

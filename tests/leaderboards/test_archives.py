@@ -1,15 +1,27 @@
 """Archived windows answer as they did live, and imports still reach them."""
 
 import random
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard.v1.consistency_pb2 import SOURCE_DURABLE, SOURCE_LIVE
 from tests.leaderboards import live
-from tests.leaderboards.live import DAY, EXACT, HOUR, MICROS, House, LiveBoard, LiveKeeper, at, refusal
+from tests.leaderboards.live import (
+    DAY,
+    EXACT,
+    HOUR,
+    MICROS,
+    House,
+    LiveBoard,
+    LiveKeeper,
+    at,
+    refusal,
+)
 
-house = live.house
+opened, house = live.opened, live.house
 
 TODAY = "2026-03-10"
 NOON = at("2026-03-10T12:00")
@@ -32,9 +44,15 @@ def archive(house: House, keeper: LiveKeeper | None = None) -> None:
     (keeper or house.new_keeper()).round()
 
 
-@pytest.mark.parametrize("segments", [1, 4])
-@pytest.mark.parametrize("tie", ["EARLIEST", "MEMBER_ID"])
-@pytest.mark.parametrize("order", ["DESCENDING", "ASCENDING"])
+@pytest.mark.parametrize(
+    ("order", "tie", "segments"),
+    [
+        ("DESCENDING", "EARLIEST", 1),
+        ("DESCENDING", "MEMBER_ID", 4),
+        ("ASCENDING", "EARLIEST", 4),
+        ("ASCENDING", "MEMBER_ID", 1),
+    ],
+)
 def test_an_archive_answers_as_the_window_did(
     house: House, order: str, tie: str, segments: int
 ) -> None:
@@ -163,6 +181,60 @@ def test_imports_again_and_again(house: House, segments: int) -> None:
         board.evict(TODAY)
         house.clock.now += 25 * HOUR
         assert board.scores(TODAY) == {"cat": 4 * i, "bob": 2 * i, "ann": i}
+
+
+EXPIRE_NOW = """
+for _, kind in ipairs({'h', 'z'}) do
+  if redis.call('TTL', ARGV[1] .. kind .. ARGV[2]) >= 0 then
+    redis.call('DEL', ARGV[1] .. kind .. ARGV[2])
+  end
+end
+"""
+
+
+@pytest.mark.parametrize("segments", [1, 4])
+def test_no_import_is_lost_between_archives_and_expiry(house: House, segments: int) -> None:
+    """Windows that may end by themselves do so all the time, segment by segment."""
+    house.clock.now = at("2026-03-15T12:00")
+    board = house.new_board(windows="ALL_TIME DAILY", policy="SUM", segments=segments)
+    members, key, over = [f"m{i}" for i in range(12)], board.key, threading.Event()
+    failures: list[BaseException] = []
+
+    def importing() -> None:
+        for _ in range(12):
+            assert board.imported(*[(member, 1, NOON) for member in members]) == []
+
+    def expiring() -> None:
+        while not over.is_set():
+            for partition in board.partitions:
+                around = (f"{{tb:{partition}}}:", f":{key}:{TODAY}")
+                house.redis.eval(EXPIRE_NOW, 0, *around)
+
+    def keeping() -> None:
+        keeper = house.new_keeper()
+        while not over.is_set():
+            keeper.round()
+
+    def noting(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    imports = [threading.Thread(target=noting, args=(importing,)) for _ in range(3)]
+    others = [threading.Thread(target=noting, args=(work,)) for work in (expiring, keeping)]
+    for thread in [*imports, *others]:
+        thread.start()
+    for thread in imports:
+        thread.join(60)
+    over.set()
+    for thread in others:
+        thread.join(60)
+    assert failures == []
+    house.new_keeper().round()
+    board.evict(TODAY)
+    assert board.scores(TODAY) == dict.fromkeys(members, 36)
+    assert board.scores("all") == dict.fromkeys(members, 36)
 
 
 def test_an_import_that_knew_the_window_open_finds_it_archived(house: House) -> None:

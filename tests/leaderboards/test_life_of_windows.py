@@ -5,7 +5,7 @@ import pytest
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, HOUR, MICROS, House, at, refusal
 
-house = live.house
+opened, house = live.opened, live.house
 
 ALL_KINDS = "ALL_TIME HOURLY DAILY WEEKLY MONTHLY"
 
@@ -15,7 +15,12 @@ BOUNDARIES = {
     "day": ({"windows": "DAILY"}, at("2026-03-10T00:00"), "2026-03-09", "2026-03-10"),
     "week": ({"windows": "WEEKLY"}, at("2026-03-16T00:00"), "2026-W11", "2026-W12"),
     "month": ({"windows": "MONTHLY"}, at("2026-04-01T00:00"), "2026-03", "2026-04"),
-    "long year's last week": ({"windows": "WEEKLY"}, at("2027-01-04T00:00"), "2026-W53", "2027-W01"),
+    "long year's last week": (
+        {"windows": "WEEKLY"},
+        at("2027-01-04T00:00"),
+        "2026-W53",
+        "2027-W01",
+    ),
     "year's last day": ({"windows": "DAILY"}, at("2027-01-01T00:00"), "2026-12-31", "2027-01-01"),
     "reset offset": (
         {"windows": "DAILY", "offset": 4 * 3600},
@@ -211,7 +216,7 @@ def test_after_its_retention_nothing_of_a_window_is_left(house: House) -> None:
     assert board.windows() == [("all", "OPEN", 20)]
     assert house.found(f"{board.key}:2026-03-10") == []
     kept = house.rows(
-        "SELECT held.\"window\", count(*) FROM tallyboard.leaderboard_windows AS held"
+        'SELECT held."window", count(*) FROM tallyboard.leaderboard_windows AS held'
         " JOIN tallyboard.leaderboard_entries USING (window_id) WHERE board_key = %s GROUP BY 1",
         board.key,
     )
@@ -290,5 +295,3 @@ def test_windows_of_what_a_board_no_longer_has_are_paged_too(house: House) -> No
     listed.append(("2026-W11", "OPEN", 1))
     assert board.windows() == listed
     assert board.paged_windows(1) == listed
-
-

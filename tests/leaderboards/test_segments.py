@@ -110,6 +110,37 @@ def test_dense_ranks_among_many_distinct_scores(caller: Caller, clock: Clock) ->
     assert (last.score, last.rank) == (2.0, size // 2 - 1)
 
 
+@pytest.mark.parametrize("segments", _SEGMENTS)
+@pytest.mark.parametrize("tie_break", ["EARLIEST", "MEMBER_ID"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("change", ["deleted", "best", "worst", "as good, and later"])
+def test_a_page_follows_the_place_of_the_last_entry(
+    caller: Caller, clock: Clock, segments: int, tie_break: str, reverse: bool, change: str
+) -> None:
+    board = Board(Definition("DESCENDING", "LATEST", tie_break, segments))
+    caller.create("b", board.definition)
+    items = [Item(f"m{number}", float(number // 4), b"", clock.now) for number in range(16)]
+    board.submit((item, clock.now) for item in items)
+    caller.batch([("b", item) for item in items])
+    clock.now += 1
+    token = ""
+    rows = board.rows(ALL_TIME)[:: -1 if reverse else 1]
+    while rows:
+        page = caller.page("b", "all", size=2, token=token, reverse=reverse)
+        assert page.rows == rows[:2]
+        last, token = page.rows[-1], page.token
+        if change == "deleted":
+            board.remove(last.member)
+            caller.delete("b", last.member)
+        else:
+            score = {"best": 99.0, "worst": -99.0}.get(change, last.score)
+            board.submit([(Item(last.member, score), clock.now)])
+            caller.submit("b", Item(last.member, score))
+        rows = board.behind(ALL_TIME, last, "ORDINAL", reverse=reverse)
+        if not token:  # there was nothing more when that was said
+            break
+
+
 @pytest.mark.parametrize("policy", ["BEST", "LATEST", "SUM"])
 def test_many_batches_of_a_stream(caller: Caller, clock: Clock, policy: str) -> None:
     chance = random.Random(3)

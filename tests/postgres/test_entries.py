@@ -101,7 +101,7 @@ def test_entries_come_back_as_they_went(pool: Pool) -> None:
 
 def test_a_window_has_the_limits_of_its_definition(pool: Pool) -> None:
     with pool.connection() as conn:
-        key = add_board(conn, late_grace=30, retention={WindowKind.DAILY: 7, WindowKind.HOURLY: 1})
+        key = add_board(conn, late_grace=30, retention={WindowKind.DAILY: 70, WindowKind.HOURLY: 1})
         row = fill(conn, key, DAILY, [Standing("ann", 1)])
     end = MIDNIGHT + DAY
     assert row == WindowRow(
@@ -111,11 +111,18 @@ def test_a_window_has_the_limits_of_its_definition(pool: Pool) -> None:
         WindowState.OPEN,
         NOW_MICROS,
         end + 30_000_000,
-        end + 7_000_000,
+        end + 70_000_000,
         None,
         None,
         None,
     )
+
+
+def test_a_window_that_takes_scores_is_kept(pool: Pool) -> None:
+    with pool.connection() as conn:
+        key = add_board(conn, late_grace=30, retention={WindowKind.DAILY: 7})
+        row = fill(conn, key, DAILY, [Standing("ann", 1)])
+    assert row.expires_at == row.closes_at == MIDNIGHT + DAY + 30_000_000
 
 
 def test_entries_change_come_and_go(pool: Pool) -> None:
@@ -462,7 +469,7 @@ def test_windows_are_due_when_their_grace_is_over(pool: Pool) -> None:
 def test_expired_windows_go_in_steps(pool: Pool) -> None:
     end = MIDNIGHT + DAY
     with pool.connection() as conn:
-        key = add_board(conn, retention={WindowKind.DAILY: 10})
+        key = add_board(conn, late_grace=5, retention={WindowKind.DAILY: 10})
         fill(conn, key, ALL, mixed(20))
         row = archive(conn, key, DAILY, mixed(20))
         assert expired_windows(conn, end + 10_000_000 - 1, 9) == []

@@ -15,10 +15,10 @@ from tallyboard_server.postgres.snapshots import (
     SnapshotRow,
     find_snapshot,
     list_snapshots,
-    missing_days,
     purge_before,
     snapshot_entries,
     take,
+    taken_since,
 )
 from tests.postgres.boards import (
     ALL,
@@ -173,14 +173,18 @@ def test_a_member_has_a_rank_over_time(pool: Pool) -> None:
     ]
 
 
-def test_days_without_one_are_known(pool: Pool) -> None:
+def test_those_of_a_day_that_were_taken_since_a_moment_are_known(pool: Pool) -> None:
     with pool.connection() as conn:
         key = add_board(conn)
-        fill(conn, key, ALL, [Standing("ann", 1)])
+        for window in (ALL, DAILY):
+            fill(conn, key, window, [Standing("ann", 1)])
         take(conn, key, "all", DAYS[1], MIDNIGHT)
-        take(conn, key, "all", DAYS[4], MIDNIGHT)
-        assert missing_days(conn, key, "all", DAYS) == [DAYS[0], DAYS[2], DAYS[3]]
-        assert missing_days(conn, key, "none", DAYS) == DAYS
+        take(conn, key, DAILY.window, DAYS[1], MIDNIGHT - 1)
+        take(conn, key, DAILY.window, DAYS[2], MIDNIGHT)
+        assert taken_since(conn, key, DAYS[1], MIDNIGHT - 1) == {"all", DAILY.window}
+        assert taken_since(conn, key, DAYS[1], MIDNIGHT) == {"all"}
+        assert taken_since(conn, key, DAYS[1], MIDNIGHT + 1) == set()
+        assert taken_since(conn, key, DAYS[0], 0) == set()
 
 
 def test_old_ones_go_in_steps(pool: Pool) -> None:

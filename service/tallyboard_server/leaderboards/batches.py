@@ -350,12 +350,13 @@ class ScoreBatch:
             try:
                 item = self._item(index, deadline)
             except TallyboardError as error:
-                if error.retry_after is not None and self._token_of(0, 0) is not None:
+                if error.reason not in _PASSING and self._token_of(0, 0) is not None:
                     raise  # a store is away: it has to come again as a whole
                 self.failures[index] = error
-                place = self._place(index, deadline)
-                self._left_out.setdefault(place, {})[index] = error.reason
-                pieces.setdefault(place, _Piece(*place))
+                if error.reason in _PASSING:
+                    place = self._place(index, deadline)
+                    self._left_out.setdefault(place, {})[index] = error.reason
+                    pieces.setdefault(place, _Piece(*place))
                 continue
             segment = segment_of(item.member, item.route.segments)
             place = (item.route.partition(segment), index // CHUNK)

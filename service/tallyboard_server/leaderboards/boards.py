@@ -45,7 +45,7 @@ from tallyboard_server.redis.store import RedisStore
 
 _POLL: Final = 0.25
 _MISSING_FOR: Final = 1.0
-_MOST_HELD: Final = 100_000
+_MOST_HELD: Final = 10_000
 _MOST_RESOLVED: Final = 256
 _PURGE_STEP: Final = 20_000
 _PURGE_SECONDS: Final = 2.0

@@ -36,9 +36,17 @@ class LoadingCache(Generic[Value]):
         self._lock = threading.Lock()  # guards _values' changes and _loads
 
     def get(
-        self, name: Hashable, staleness: float, deadline: float, load: Callable[[], Value]
+        self,
+        name: Hashable,
+        staleness: float,
+        deadline: float,
+        load: Callable[[], Value],
+        is_kept: Callable[[Value], bool],
     ) -> Value:
         """The value, at most `staleness` seconds old, loaded if need be.
+
+        Args:
+            is_kept: whether a value that was loaded is kept.
 
         Raises:
             TallyboardError: what `load` raises; DeadlineExceeded while another one loads.
@@ -52,7 +60,7 @@ class LoadingCache(Generic[Value]):
             if under_way is None:
                 mine = self._loads[name] = _Load[Value](time.time())
         if under_way is None:
-            return self._load(name, mine, load)
+            return self._load(name, mine, load, is_kept)
         if not under_way.done.wait(max(0.0, deadline - time.monotonic())):
             raise DeadlineExceeded("the page was not loaded before the deadline of the call")
         if under_way.value is not None and under_way.begun >= oldest:
@@ -61,7 +69,13 @@ class LoadingCache(Generic[Value]):
             raise under_way.error
         return load()  # the other one had less time, or began too early for us
 
-    def _load(self, name: Hashable, mine: _Load[Value], load: Callable[[], Value]) -> Value:
+    def _load(
+        self,
+        name: Hashable,
+        mine: _Load[Value],
+        load: Callable[[], Value],
+        is_kept: Callable[[Value], bool],
+    ) -> Value:
         try:
             value = mine.value = load()
             return value
@@ -71,7 +85,7 @@ class LoadingCache(Generic[Value]):
         finally:
             with self._lock:
                 del self._loads[name]
-                if mine.value is not None:
+                if mine.value is not None and is_kept(mine.value):
                     self._keep(name, mine.begun, mine.value)
             mine.done.set()
 

@@ -47,7 +47,7 @@ def decode_cursor(token: str, *arguments: object) -> Cursor:
             member.encode()  # no lone surrogate, which JSON can write
             window.encode()
             return Cursor(window, score, updated_at, member)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     violation = FieldViolation("page_token", "isn't one of this list, with these arguments")
     raise InvalidArgument("PAGE_INVALID", [violation])

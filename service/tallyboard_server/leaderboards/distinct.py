@@ -6,9 +6,10 @@ and end an hour after the last one asked (see distinct.lua).
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from tallyboard_server.errors import Unavailable
+from tallyboard_server.errors import TallyboardError, Unavailable
 from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.rankings import Ranking, distinct_command
 from tallyboard_server.redis.store import RedisStore
@@ -53,8 +54,9 @@ class DistinctIndexes:
         kept = self._kept.get(rankings[0].keys.ranking, 0.0)
         if time.monotonic() - kept > _KEEP_EVERY:
             self._note(rankings)
-            for ranking in rankings:
-                self._store.send(self._command(ranking))
+            with suppress(TallyboardError):  # the answer is there; the next one keeps the index
+                for ranking in rankings:
+                    self._store.send(self._command(ranking))
 
     def _note(self, rankings: Sequence[Ranking]) -> None:
         if len(self._kept) > _MOST_KNOWN:

@@ -5,6 +5,7 @@ part, in one flush, and the answers are merged: how many entries rank before a p
 the entries next to it are among those next to it in each segment.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import merge
@@ -248,18 +249,25 @@ class LiveWindow:
         """Ranks entries among those of all segments."""
         entries = list(members.entries.values())
         places = self._places(entries)
+        distinct: list[float] = []
+        if self._method is RankMethod.DENSE:
+            scores = [entry.score for entry in entries]
+            distinct = self._distinct_better(min(scores) if self._descending else max(scores))
         for i, entry in enumerate(entries):
             position = sum(place.before[i] for place in places)
             members.positions[entry.member] = position
             better = sum(place.better[i] for place in places)
-            rank = self._rank_of(entry.score, position, better)
+            rank = self._rank_of(entry.score, position, better, distinct)
             members.entries[entry.member] = _ranked(entry, rank)
 
-    def _rank_of(self, score: float, position: int, better: int) -> int:
+    def _rank_of(self, score: float, position: int, better: int, distinct: list[float]) -> int:
+        """The rank of an entry; `distinct` holds at least all scores better than its own."""
         if self._method is RankMethod.COMPETITION:
             return better + 1
         if self._method is RankMethod.DENSE:
-            return self._count_distinct_better(score) + 1
+            if self._descending:
+                return len(distinct) - bisect_right(distinct, score) + 1
+            return bisect_left(distinct, score) + 1
         return position + 1
 
     def _places(self, entries: Sequence[Entry]) -> list[Places]:
@@ -341,7 +349,9 @@ class LiveWindow:
             parse_places(reply, segment.partition, self._store.fences).better[0]
             for reply, segment in zip(replies, self._segments, strict=True)
         )
-        return self._rank_of(score, position, better)
+        is_dense = self._method is RankMethod.DENSE
+        distinct = self._distinct_better(score) if is_dense else []
+        return self._rank_of(score, position, better, distinct)
 
     def _rank_list(self, entries: list[Entry], position: int) -> list[Entry]:
         """Ranks entries that follow each other, the first of which has `position` before it."""
@@ -363,27 +373,26 @@ class LiveWindow:
     def _anchor_of(self, entry: Entry) -> Anchor:
         return Anchor("b", entry.score, self._element(entry))
 
-    def _count_distinct_better(self, score: float) -> int:
-        """How many different scores are better, in all segments together.
+    def _distinct_better(self, score: float) -> list[float]:
+        """The different scores that are better than one, in all segments together, in order.
 
-        The same score may be in several segments, so the better ones have to be looked at: the
-        one read whose cost follows a rank.
+        The same score may be in several segments, so they have to be looked at: the one read whose
+        cost follows a rank.
         """
         states = [("GET", segment.keys.distinct_state) for segment in self._segments]
         if any(state != b"done" for state in self._store.commands(states, self._deadline)):
             self._indexes.build(self._segments, self._deadline)
         self._indexes.keep(self._segments)
-        scores: set[bytes] = set()
+        scores: set[float] = set()
         for segment in self._segments:
-            start = 0
-            while True:
-                command = better_scores_command(segment, score, start, _SCORES_A_PAGE)
+            page: list[bytes] = []
+            after = None
+            while after is None or len(page) == _SCORES_A_PAGE:
+                command = better_scores_command(segment, score, after, _SCORES_A_PAGE)
                 page = self._store.commands([command], self._deadline)[0]
-                scores.update(page)
-                start += len(page)
-                if len(page) < _SCORES_A_PAGE:
-                    break
-        return len(scores)
+                scores.update(map(float, page))
+                after = page[-1].decode() if page else ""
+        return sorted(scores)
 
     def _select(self, index: int) -> Entry | None:
         """The entry at a position among all segments; None beyond the end.

@@ -42,6 +42,8 @@ from tallyboard_server.redis.store import RedisStore
 _ALL_WINDOWS: Final = 100_000
 # Of the threads for reads, so many may wait for Postgres.
 _ARCHIVE_SLOTS: Final = 8
+_MOST_CACHED_ENTRIES: Final = 100
+_MOST_CACHED_METADATA: Final = 65_536
 
 
 class _Ranking(Protocol):
@@ -159,11 +161,13 @@ class EntryReader:
         method: RankMethod,
         staleness: float | None,
         deadline: float,
+        text: str = "",
     ) -> Page:
         """A page of the whole ranking; from memory where it is fresh enough.
 
         Args:
             staleness: seconds that the answer may be old; None asks Redis now.
+            text: how the request named the window; its later pages have to name it so too.
 
         Raises:
             InvalidArgument: PAGE_INVALID.
@@ -172,13 +176,13 @@ class EntryReader:
 
         def load(source: Source = Source.LIVE) -> Page:
             return self._page(
-                board, window, page_size, page_token, skip, reverse, method, source, deadline
+                board, window, page_size, page_token, skip, reverse, method, source, deadline, text
             )
 
-        if staleness is None or page_token or skip:
+        if staleness is None or page_token or skip or page_size > _MOST_CACHED_ENTRIES:
             return load()
-        name = (board.board_key, board.revision, window.window, page_size, reverse, method)
-        return self._pages.get(name, staleness, deadline, lambda: load(Source.CACHE))
+        name = (board.board_key, board.revision, window.window, text, page_size, reverse, method)
+        return self._pages.get(name, staleness, deadline, lambda: load(Source.CACHE), _is_small)
 
     def around(
         self,
@@ -219,6 +223,7 @@ class EntryReader:
         reverse: bool,
         method: RankMethod,
         deadline: float,
+        text: str = "",
     ) -> Page:
         """A page of the entries with scores within bounds, both included.
 
@@ -226,7 +231,8 @@ class EntryReader:
             InvalidArgument: PAGE_INVALID.
             NotFound: WINDOW_NOT_FOUND.
         """
-        arguments = ("score", board.board_key, from_score, to_score, reverse, method.value)
+        bounds = (from_score, to_score)
+        arguments = ("score", board.board_key, text, bounds, reverse, method.value)
         best, worst = (to_score, from_score) if board.is_descending else (from_score, to_score)
         anchor = Anchor("i", 0) if best is None else Anchor("u", best + 0.0)
         if reverse:
@@ -241,7 +247,7 @@ class EntryReader:
             page_size,
             reverse,
             deadline,
-            (from_score, to_score),
+            bounds,
         )
         window_id = cursor.window if cursor else window.window
         return _page_of(
@@ -458,8 +464,9 @@ class EntryReader:
         method: RankMethod,
         source: Source,
         deadline: float,
+        text: str,
     ) -> Page:
-        arguments = ("list", board.board_key, skip, reverse, method.value)
+        arguments = ("list", board.board_key, text, skip, reverse, method.value)
         cursor = decode_cursor(page_token, *arguments) if page_token else None
         anchor = Anchor("i", skip)
         if reverse:
@@ -478,6 +485,11 @@ class EntryReader:
         found, _, _ = self._around(board, window, RankMethod.ORDINAL, Anchor("e"), 0, 0, deadline)
         assert found is not None
         return Anchor("i", max(0, found.size - skip))
+
+
+def _is_small(page: Page) -> bool:
+    """Whether a page is kept: what pages hold together is bounded by their number."""
+    return sum(len(entry.metadata) for entry in page.entries) <= _MOST_CACHED_METADATA
 
 
 def _page_of(

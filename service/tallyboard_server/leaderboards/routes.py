@@ -25,12 +25,12 @@ from tallyboard_server.redis.operations import Write
 from tallyboard_server.redis.scores import Plan, Refusal
 from tallyboard_server.redis.store import RedisStore
 
-# How far ahead of this clock a moment may be.
 # After so many refusals of a revision, Redis may hold the fence of a change that nobody ended.
 _REPAIR_AT: Final = 4
+# How far ahead of this clock a moment may be.
 MAX_AHEAD: Final = 60 * calendar.MICROS
 # Of plans that submissions with moments of their own need; forgotten together.
-_MOST_PLANS: Final = 4096
+_MOST_PLANS: Final = 512
 # How long (µs) it is believed that Postgres has nothing of a window. A window that was written to
 # since, and archived, stays in Redis for longer.
 _NEW_FOR: Final = 3600 * calendar.MICROS
@@ -228,13 +228,11 @@ class Routes:
         is_import: bool,
     ) -> Route:
         definition = board.definition
-        windows = stretch.windows
+        windows = _kept(definition, stretch.windows, now) if is_import else stretch.windows
         if not windows:
-            raise _closed("the leaderboard has no window of that moment")
+            raise _closed("the leaderboard has, or keeps, no window of that moment")
         closings = [_closing(board, window) for window in windows]
         expiries = [calendar.expires_at(definition, window) for window in windows]
-        if any(at is not None and at <= now for at in expiries):
-            raise _closed("a window of that moment is past its retention")
         route = Route(
             definition,
             windows,
@@ -266,8 +264,18 @@ def _mode(board: Board, window: Window, closing: int | None, now: int, *, is_imp
     is_new = noted is not None and now < noted + _NEW_FOR
     if is_import and closing is not None and closing <= now:
         return "n" if is_new else "i"
-    has_ended = window.ends_at is not None and window.ends_at <= now
-    return "l" if has_ended and not is_new else "o"
+    # Its grace may have become longer when it was archived already.
+    definition = board.definition
+    may_be_archived = window.ends_at is not None and window.ends_at <= definition.updated_at
+    return "l" if may_be_archived and not is_new else "o"
+
+
+def _kept(board: Leaderboard, windows: tuple[Window, ...], now: int) -> tuple[Window, ...]:
+    """Those windows whose retention is not over."""
+    expiries = [calendar.expires_at(board, window) for window in windows]
+    return tuple(
+        window for window, at in zip(windows, expiries, strict=True) if at is None or at > now
+    )
 
 
 def _valid_until(

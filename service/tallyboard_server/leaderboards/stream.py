@@ -82,7 +82,7 @@ class ScoreStream(BatchStream[ScoreFailure]):
             write = Write(self.wake_up)
             parts(write)
             if write.parts:
-                self._store.submit(write.parts, sum(part.size for part in write.parts))
+                self._store.submit(write.parts, sum(part.items for part in write.parts))
             else:
                 write.over = True
             return _Submitted(batch, write, self._patience)

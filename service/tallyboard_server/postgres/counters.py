@@ -106,7 +106,7 @@ def _decode(cursor: str, prefix: str, order_by: str) -> tuple[str, int]:
         of_order, of_prefix, counter, value = parts
         if (of_order, of_prefix) == (order_by, prefix) and _is_text(counter) and _is_text(value):
             return counter, int(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     violation = FieldViolation("page_token", "isn't one of this list, with these arguments")
     raise InvalidArgument("PAGE_INVALID", [violation])

@@ -472,7 +472,7 @@ def _decode(cursor: str, prefix: str) -> str:
             leaderboard_id.encode()
             if "\0" not in leaderboard_id:
                 return leaderboard_id
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     violation = FieldViolation("page_token", "isn't one of this list, with these arguments")
     raise InvalidArgument("PAGE_INVALID", [violation])

@@ -27,7 +27,8 @@ from tallyboard_server.redis.operations import Operation, Part, Read
 
 _log = structlog.get_logger(__name__)
 
-MAX_FLUSH_OPERATIONS = 262_144
+# A quarter of a second of Redis' time: it has to answer in time on a busy machine too.
+MAX_FLUSH_OPERATIONS = 131_072
 _RECONNECT_FIRST = 0.05
 _RECONNECT_MOST = 1.0
 _IDLE = 0.5
@@ -134,21 +135,22 @@ class Link:
     def _collect(self, patience: float) -> list[Operation]:
         """What waits, or what comes within `patience` seconds."""
         operations, self._again = self._again, []
-        queue, size = self._queue, 0
+        queue, items, weight = self._queue, 0, 0
         try:
             if not operations and patience:
                 first = queue.get(timeout=patience)
                 if first is not None:
                     operations.append(first)
-                    size += _size(first)
-            while size < MAX_FLUSH_OPERATIONS:
+                    items, weight = _items(first), _weight(first)
+            while weight < MAX_FLUSH_OPERATIONS:
                 operation = queue.get_nowait()
                 if operation is not None:
                     operations.append(operation)
-                    size += _size(operation)
+                    items += _items(operation)
+                    weight += _weight(operation)
         except Empty:
             pass
-        self._waiting = 0 if queue.empty() else max(0, self._waiting - size)
+        self._waiting = 0 if queue.empty() else max(0, self._waiting - items)
         return operations
 
     def _plan(self, operations: list[Operation]) -> Flush | None:
@@ -292,11 +294,16 @@ class Link:
         return _RECONNECT_FIRST
 
 
-def _size(operation: Operation) -> int:
-    """How many keys it has."""
+def _items(operation: Operation) -> int:
+    """How many keys it has, or what is like them: for the bound on what waits."""
     if isinstance(operation, Part):
-        return operation.size
+        return operation.items
     return len(operation.keys) if type(operation) is Read else 1
+
+
+def _weight(operation: Operation) -> int:
+    """How long Redis works on it: for the bound on a flush."""
+    return operation.weight if isinstance(operation, Part) else _items(operation)
 
 
 def _fail(operation: Operation, error: TallyboardError) -> None:

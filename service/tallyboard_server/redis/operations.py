@@ -75,8 +75,13 @@ class Part:
         self.note = ""
 
     @property
-    def size(self) -> int:
-        """How many operations it has, at least 1."""
+    def items(self) -> int:
+        """How many operations it has, at least 1: what it holds in memory."""
+        return len(self.operations) or 1
+
+    @property
+    def weight(self) -> int:
+        """How long Redis works on it, in operations of a counter."""
         return len(self.operations) or 1
 
     def done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:

@@ -195,13 +195,18 @@ def parse_places(reply: list[Any], partition: int, fences: Fences) -> Places:
 
 
 def better_scores_command(
-    ranking: Ranking, score: float, start: int, count: int
+    ranking: Ranking, score: float, after: str | None, count: int
 ) -> tuple[Any, ...]:
-    """Reads the distinct scores that are better than one, from the index."""
+    """Reads distinct scores that are better than one, from the index, the smallest first.
+
+    Args:
+        after: the last one of the page before, as it was read.
+    """
     key = ranking.keys.distinct
     if ranking.descending:
-        return ("ZRANGEBYSCORE", key, f"({score!r}", "+inf", "LIMIT", start, count)
-    return ("ZRANGEBYSCORE", key, "-inf", f"({score!r}", "LIMIT", start, count)
+        return ("ZRANGEBYSCORE", key, f"({after or repr(score)}", "+inf", "LIMIT", 0, count)
+    least = "-inf" if after is None else f"({after}"
+    return ("ZRANGEBYSCORE", key, least, f"({score!r}", "LIMIT", 0, count)
 
 
 def distinct_command(ranking: Ranking, incarnation: str, keep: int, step: int) -> tuple[Any, ...]:

@@ -8,6 +8,8 @@ from tallyboard_server.redis.calls import Outcome, ScriptCall
 from tallyboard_server.redis.keys import WindowKeys
 from tallyboard_server.redis.operations import Part, Token, Write
 
+_WEIGHT = 4
+
 
 class Removal(NamedTuple):
     """One member in one window."""
@@ -36,9 +38,14 @@ class RemovalPart(Part):
         self.repeatable = True
 
     @property
-    def size(self) -> int:
+    def items(self) -> int:
         """How many removals it has."""
         return len(self.removals) or 1
+
+    @property
+    def weight(self) -> int:
+        """How long Redis works on it, in operations of a counter."""
+        return _WEIGHT * self.items
 
 
 @dataclass
@@ -52,7 +59,7 @@ class RemovalCall(ScriptCall):
     @property
     def size(self) -> int:
         """How many removals it has."""
-        return sum(part.size for part in self.parts)
+        return sum(part.weight for part in self.parts)
 
     def names(self) -> list[str]:
         """The keys of each removal."""

@@ -19,8 +19,10 @@ from tallyboard_server.redis.operations import Part, Token, Write
 
 # A script call holds Redis up for about 6 µs an item and window.
 MAX_CALL_ITEMS: Final = 2000
+# What is merged into one call; a part that is heavier has a call of its own.
+MAX_WEIGHT: Final = 20_000
 # What an item costs Redis, in operations of a counter.
-ITEM_WEIGHT: Final = 4
+ITEM_WEIGHT: Final = 5
 
 _BIAS: Final = 1 << 52
 _INVERTED: Final = 1 << 53
@@ -189,7 +191,7 @@ class ScorePart(Part):
             when the answer was lost and the part turned out to be applied.
     """
 
-    __slots__ = ("_size", "alone", "answer", "groups", "items", "outcomes")
+    __slots__ = ("_items", "_weight", "alone", "answer", "groups", "outcomes")
 
     def __init__(
         self,
@@ -204,19 +206,24 @@ class ScorePart(Part):
         self.alone = False
         self.answer = answer
         self.outcomes: list[Outcome] = []
-        self.items = self._size = 0
+        self._items = self._weight = 0
         self.repeatable = True
         for plan, columns in groups.items():
             items = len(columns.members)
-            self.items += items
-            self._size += items * plan.width * ITEM_WEIGHT
+            self._items += items
+            self._weight += items * plan.width * ITEM_WEIGHT
             if plan.policy == "S":
                 self.repeatable = False
 
     @property
-    def size(self) -> int:
-        """How much work it is, in operations of a counter."""
-        return self._size or 1
+    def items(self) -> int:
+        """How many scores it has, at least 1."""
+        return self._items or 1
+
+    @property
+    def weight(self) -> int:
+        """How long Redis works on it, in operations of a counter."""
+        return self._weight or 1
 
 
 class Group:
@@ -228,6 +235,7 @@ class Group:
         self.columns = columns
         self.answer = part.answer
         self._index: dict[str, int] | None = None
+        self._has_merged = False
 
     def add(self, part: ScorePart, columns: Columns) -> None:
         """Merges a part's scores."""
@@ -264,6 +272,7 @@ class Group:
             if own.metadata:
                 own.metadata.append(coming.metadata)
             return
+        self._has_merged = True
         stays = merged(self.plan, _state(own, at), coming)
         own.scores[at], own.codes[at] = stays.score, stays.code
         if own.metadata:
@@ -291,10 +300,15 @@ class Group:
         for answer in answers:
             layout = _NOW_WITH_RANKS if self.answer == "r" else _NOW
             rows = list(layout.iter_unpack(answer))
-            if len(self.parts) == 1:
-                self.parts[0][0].outcomes.append(_outcome(rows))
-            else:
+            if self._has_merged:
                 self._replay(rows)
+                continue
+            at = 0
+            for part, columns in self.parts:
+                to = at + len(columns.members)
+                if part.answer:
+                    part.outcomes.append(_outcome(rows[at:to]))
+                at = to
 
     def _replay(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Goes through the parts one after the other, as if each had been applied by itself."""
@@ -321,14 +335,12 @@ class ScoresCall(ScriptCall):
 
     groups: dict[Plan, Group] = field(default_factory=dict)
     items: int = 0
+    weight: int = 0
 
     @property
     def size(self) -> int:
-        """How much work it is, in operations of a counter."""
-        return sum(
-            len(group.columns.members) * group.plan.width * ITEM_WEIGHT
-            for group in self.groups.values()
-        )
+        """How long Redis works on it at most, in operations of a counter."""
+        return self.weight
 
     def merges(self, part: Part) -> bool:
         """Adds the part to the groups of its plans, if it fits."""
@@ -340,9 +352,10 @@ class ScoresCall(ScriptCall):
                 return False  # ranks in between would be lost
             if held.alone or part.alone:
                 return False
-            if self.items + part.items > MAX_CALL_ITEMS:
+            if self.items + part.items > MAX_CALL_ITEMS or self.weight + part.weight > MAX_WEIGHT:
                 return False
         self.items += part.items
+        self.weight += part.weight
         for plan, columns in part.groups.items():
             group = self.groups.get(plan)
             if group is None:

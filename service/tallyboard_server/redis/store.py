@@ -95,7 +95,7 @@ class RedisStore:
             write.over = True
             return write
         if size is None:
-            size = sum(part.size for part in write.parts)
+            size = sum(part.items for part in write.parts)
         if submit is None:
             self._writes.submit(write.parts, size)
         else:

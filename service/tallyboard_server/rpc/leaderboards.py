@@ -221,6 +221,7 @@ class LeaderboardServicer:
             method,
             staleness,
             caller.deadline,
+            request.window,
         )
         if page.source is Source.CACHE:
             return self._encoded.of(page)
@@ -259,6 +260,7 @@ class LeaderboardServicer:
             request.reverse,
             method,
             caller.deadline,
+            request.window,
         )
         return entries.by_score_response(page)
 

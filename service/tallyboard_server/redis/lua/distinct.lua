@@ -22,7 +22,7 @@ if state == 'done' then
   keep('done')
   return { 'done' }
 end
-if not state then redis.call('DEL', DISTINCT) end
+if not state then redis.call('UNLINK', DISTINCT) end
 
 local from = state and '(' .. state or '-inf'
 local found =

@@ -7,7 +7,6 @@
 -- Answers: how many entries went, of each group.
 -- A member stays marked as changed: that is how Postgres learns of it.
 
-local SCALE = 2 ^ -32 -- as in submit.lua
 local operation = {}
 
 function operation.check() return {} end
@@ -16,11 +15,8 @@ local function subtract(entries, score)
   local meta = redis.call('HGET', entries, '')
   if not meta then return end -- it is being loaded
   local high, low = struct.unpack('>dd', meta, 2)
-  local a, b = high, -score * SCALE
-  local sum = a + b
-  local t = sum - a
-  low = low + ((a - (sum - t)) + (b - t))
-  redis.call('HSET', entries, '', string.sub(meta, 1, 1) .. struct.pack('>dd', sum, low))
+  high, low = added(high, low, -score)
+  redis.call('HSET', entries, '', string.sub(meta, 1, 1) .. struct.pack('>dd', high, low))
 end
 
 local function remove(key, earliest, member)

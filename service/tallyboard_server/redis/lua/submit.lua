@@ -20,7 +20,6 @@
 -- (closed) and the sum of all scores times 2^-32, as two doubles whose sum it is.
 
 local CHUNK = 2000 -- unpack() takes fewer than 8,000 values
-local SCALE = 2 ^ -32 -- the sum of finite scores stays finite
 local NOT_A_NUMBER = struct.pack('>d', 0 / 0)
 local NOTHING = struct.pack('>I8', 0) .. NOT_A_NUMBER
 local EIGHT = '>dddddddd'
@@ -93,12 +92,8 @@ local function look(window, mode)
   if window.is_new and (mode == 'i' or mode == 'l') then return 'a:' .. window.id end
 end
 
--- Adds to the sum and keeps what rounding loses (Knuth's TwoSum).
 local function add_to_sum(window, score)
-  local a, b = window.high, score * SCALE
-  local sum = a + b
-  local t = sum - a
-  window.high, window.low = sum, window.low + ((a - (sum - t)) + (b - t))
+  window.high, window.low = added(window.high, window.low, score)
 end
 
 local function is_earlier(group, moment, other)
@@ -205,7 +200,10 @@ function operation.check(first, before)
     groups[g], key, at = read_group(key, at)
   end
   for g, group in ipairs(groups) do
-    for _, refusal in ipairs(plan_group(group)) do refused[#refused + 1] = g .. ':' .. refusal end
+    for _, refusal in ipairs(plan_group(group)) do
+      -- The others come again, and are refused then: unpack() takes fewer than 8,000 values.
+      if #refused < CHUNK then refused[#refused + 1] = g .. ':' .. refusal end
+    end
   end
   return refused
 end

@@ -6,7 +6,6 @@
 --          place has to be found anew, or it was done before; {"more"} or {"done"}.
 
 local STEP = 2000 -- unpack() takes fewer than 8,000 values
-local SCALE = 2 ^ -32 -- as in submit.lua
 
 local incarnation = redis.call('GET', KEYS[1])
 if incarnation ~= ARGV[4] then return { 'fenced', incarnation or '' } end
@@ -30,11 +29,7 @@ local high, low = struct.unpack('>dd', meta, 2)
 local is_indexed = redis.call('EXISTS', KEYS[5]) == 1
 for _, record in ipairs(records) do
   local score = struct.unpack('>d', record, 9)
-  local b = -score * SCALE
-  local sum = high + b
-  local t = sum - high
-  low = low + ((high - (sum - t)) + (b - t))
-  high = sum
+  high, low = added(high, low, -score)
   if is_indexed and redis.call('ZCOUNT', RANKING, score, score) == 0 then
     redis.call('ZREM', KEYS[4], string.format('%.17g', score))
   end
