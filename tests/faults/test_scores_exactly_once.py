@@ -198,7 +198,7 @@ def test_a_large_batch_cut_in_the_middle_and_repeated_counts_once(
         _fail(services[0].target, "BatchSubmitScores", request, proxy, Faults(cut_after=_CUT_AFTER))
         return sum(len(entries(services[1].target, board)) for board in boards)
 
-    applied = wait_for(cut, "a part of it to be applied")
+    applied = wait_for(cut, "a part of it to be applied", timeout=90)
     answers = [
         retried(service.target, "BatchSubmitScores", request, SCORES) for service in services[::-1]
     ]

@@ -6,9 +6,12 @@ import pytest
 
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard.v1 import operations_pb2 as ops
-from tallyboard_server.redis.keys import window_keys
+from tallyboard_server.postgres.pool import connect
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.keys import incarnation_key, segment_of, window_keys, windows_key
+from tallyboard_server.redis.scores import element_of, make_record
 from tests.leaderboards import live
-from tests.leaderboards.live import DAY, HOUR, House, LiveBoard, at, refusal
+from tests.leaderboards.live import DAY, House, LiveBoard, at, refusal
 from tests.leaderboards.test_entry_checkpoints import take
 
 opened, house = live.opened, live.house
@@ -60,8 +63,11 @@ def test_erase_leaves_nothing_in_any_key_or_table(house: House, gone: str, segme
     stranger = house.new_board()
     fill(stranger, gone)
     house.new_keeper().round()
-    for board in boards[:2]:
-        fill(board, gone)
+    for board, better in zip(boards[:2], (10, -10), strict=True):
+        board.submit(gone, better)
+        for partition in board.partitions:
+            take(house, partition)
+        board.submit(gone, 2 * better)  # in flight, and changed again
     erased = boards[0].erase(gone)
     where = [place for place in house.found(gone) if stranger.key not in place]
     assert stranger.scores("all")[gone] == 2
@@ -130,15 +136,57 @@ def test_a_load_that_was_cut_short_hides_nobody(house: House, gone: str, segment
     house.clock.now += DAY
     keeper.round()
     board.evict("2026-03-10")
-    house.clock.now += 25 * HOUR
-    assert board.imported(("eve", 9, NOON)) == []
-    for partition in board.partitions:
-        house.redis.hdel(window_keys(partition, board.key, "2026-03-10").entries, "")
+    keeper.round()
+    load_one(board, "2026-03-10", gone)
+    assert board.get("2026-03-10", "ann").total_size == 5
     board.erase(gone)
     assert house.found(gone) == []
     assert board.imported(("fay", 10, NOON)) == []
-    assert gone not in board.scores("2026-03-10")
-    assert next(iter(board.scores("2026-03-10"))) == "fay"
+    assert list(board.scores("2026-03-10")) == ["fay", "dan", "cat", "bob", "ann"]
+
+
+def load_one(board: LiveBoard, window: str, member: str) -> None:
+    """What a worker leaves that ends after it has loaded one entry."""
+    redis = board.house.redis
+    partition = board.partitions[segment_of(member, len(board.partitions))]
+    keys = window_keys(partition, board.key, window)
+    named = (
+        incarnation_key(partition),
+        keys.ranking,
+        keys.entries,
+        windows_key(partition, board.key),
+    )
+    redis.srem(named[-1], window)
+    incarnation = redis.get(named[0])
+    entry = (
+        element_of(member, NOON, descending=True, earliest=True),
+        member,
+        make_record(NOON, 2.0, b"", True),
+    )
+    for step in (("first",), ("more", *entry)):
+        arguments = (incarnation, window, 3600, *step)
+        assert redis.eval(scripts.LOAD.source, len(named), *named, *arguments) == [b"ok"]
+
+
+@pytest.mark.parametrize("segments", [1, 4])
+def test_an_erase_that_failed_half_way_is_completed_by_the_next_checkpoint(
+    house: House, gone: str, segments: int
+) -> None:
+    house.clock.now = NOON
+    board = house.new_board(windows="ALL_TIME DAILY", segments=segments)
+    fill(board, gone)
+    keeper = house.new_keeper()
+    keeper.round()
+    with connect(house.settings.postgres_url) as conn:
+        conn.execute("ALTER TABLE tallyboard.leaderboard_snapshots RENAME TO elsewhere")
+    with refusal("POSTGRES_UNAVAILABLE"):
+        board.erase(gone)
+    with connect(house.settings.postgres_url) as conn:
+        conn.execute("ALTER TABLE tallyboard.elsewhere RENAME TO leaderboard_snapshots")
+    assert gone not in board.scores("all")
+    assert house.found(gone) != []
+    keeper.round()
+    assert house.found(gone) == []
 
 
 @pytest.mark.parametrize("segments", [1, 4])

@@ -456,19 +456,26 @@ def _columns(plan: Plan, items: Sequence[_Item]) -> Columns:
 
 def _merge_columns(plan: Plan, columns: Columns) -> Columns:
     """One item a member, as if they had been applied one after the other."""
-    states: dict[str, State] = {}
-    metadata = columns.metadata or repeat(b"")
-    rows = zip(columns.members, columns.scores, columns.codes, metadata, strict=False)
-    for member, score, code, data in rows:
-        coming = State(score, code, data)
-        held = states.get(member)
-        states[member] = coming if held is None else merged(plan, held, coming)
-    return Columns(
-        list(states),
-        array("d", [state.score for state in states.values()]),
-        array("Q", [state.code for state in states.values()]),
-        [state.metadata for state in states.values()] if columns.metadata else [],
+    places: dict[str, int] = {}
+    scores, codes = array("d"), array("Q")
+    metadata: list[bytes] = []
+    rows = zip(
+        columns.members,
+        columns.scores,
+        columns.codes,
+        columns.metadata or repeat(b""),
+        strict=False,
     )
+    for member, score, code, data in rows:
+        at = places.setdefault(member, len(scores))
+        if at == len(scores):
+            scores.append(score)
+            codes.append(code)
+            metadata.append(data)
+        else:
+            before = State(scores[at], codes[at], metadata[at])
+            scores[at], codes[at], metadata[at] = merged(plan, before, State(score, code, data))
+    return Columns(list(places), scores, codes, metadata if columns.metadata else [])
 
 
 def _problem(leaderboard_id: str, member: str, score: float) -> TallyboardError | None:
