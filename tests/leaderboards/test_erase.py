@@ -178,11 +178,11 @@ def test_an_erase_that_failed_half_way_is_completed_by_the_next_checkpoint(
     keeper = house.new_keeper()
     keeper.round()
     with connect(house.settings.postgres_url) as conn:
-        conn.execute("ALTER TABLE tallyboard.leaderboard_snapshots RENAME TO elsewhere")
+        conn.execute("ALTER TABLE tallyboard.leaderboard_entries RENAME TO elsewhere")
     with refusal("POSTGRES_UNAVAILABLE"):
         board.erase(gone)
     with connect(house.settings.postgres_url) as conn:
-        conn.execute("ALTER TABLE tallyboard.elsewhere RENAME TO leaderboard_snapshots")
+        conn.execute("ALTER TABLE tallyboard.elsewhere RENAME TO leaderboard_entries")
     assert gone not in board.scores("all")
     assert house.found(gone) != []
     keeper.round()

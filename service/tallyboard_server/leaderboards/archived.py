@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tallyboard_server.leaderboards.live import Members, Slice
-from tallyboard_server.leaderboards.model import Entry, RankMethod
+from tallyboard_server.leaderboards.model import RankMethod
 from tallyboard_server.postgres import archive
 from tallyboard_server.postgres.entries import WindowRow
 from tallyboard_server.redis.rankings import Anchor
@@ -74,13 +74,10 @@ class ArchivedWindow:
         cut = max(0, position - start)
         return Slice(True, self._size, last - first, position, rank, entries[:cut], entries[cut:])
 
-    def at(self, indexes: Sequence[int]) -> list[Entry]:
-        """The entries at these positions, which count from 0; those beyond the end are left out."""
-        found = []
-        for index in indexes:
-            ranked = archive.page(self._conn, self._id, index, 1, self._method)
-            found += [row.entry for row in ranked]
-        return found
+    def scores_at(self, indexes: Sequence[int]) -> list[float]:
+        """The scores at these positions, which count from 0; those beyond the end are left out."""
+        found = archive.scores_at(self._conn, self._id, indexes)
+        return [found[index] for index in indexes if index in found]
 
     def _bounds(self, least: float | None, greatest: float | None) -> tuple[int, int]:
         best, worst = (greatest, least) if self._descending else (least, greatest)

@@ -161,19 +161,18 @@ class LiveWindow:
             (parse_sum(stretch.meta),),
         )
 
-    def at(self, indexes: Sequence[int]) -> list[Entry]:
-        """The entries at these positions, which count from 0; those beyond the end are left out."""
+    def scores_at(self, indexes: Sequence[int]) -> list[float]:
+        """The scores at these positions, which count from 0; those beyond the end are left out."""
         if len(self._segments) > 1:
             placed = [self._select(index) for index in indexes]
-            return [entry for entry in placed if entry is not None]
+            return [entry.score for entry in placed if entry is not None]
         segment = self._segments[0]
         commands = [page_command(segment, Anchor("i", index), 0, 1) for index in indexes]
-        replies = self._store.commands(commands, self._deadline)
-        found: list[Entry] = []
-        for reply in replies:
+        found: list[float] = []
+        for reply in self._store.commands(commands, self._deadline):
             stretch = parse_stretch(reply, segment.partition, self._store.fences)
             assert stretch is not None
-            found += self._entries(stretch)
+            found += [entry.score for entry in self._entries(stretch)]
         return found
 
     def exists(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from psycopg_pool import ConnectionPool
 
-from tallyboard_server.errors import NotFound, Overloaded, TallyboardError
+from tallyboard_server.errors import NotFound, Overloaded
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.archived import ArchivedWindow
 from tallyboard_server.leaderboards.boards import Boards
@@ -28,18 +28,14 @@ from tallyboard_server.leaderboards.model import (
     Stats,
     TieBreak,
     Window,
-    WindowKind,
-    WindowStanding,
-    WindowState,
 )
 from tallyboard_server.postgres import archive
-from tallyboard_server.postgres.entries import WindowRow, window_rows
+from tallyboard_server.postgres.entries import WindowRow
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis.rankings import Anchor, mean_of
 from tallyboard_server.redis.scores import element_of
 from tallyboard_server.redis.store import RedisStore
 
-_ALL_WINDOWS: Final = 100_000
 # Of the threads for reads, so many may wait for Postgres.
 _ARCHIVE_SLOTS: Final = 8
 _MOST_CACHED_ENTRIES: Final = 100
@@ -51,7 +47,7 @@ class _Ranking(Protocol):
 
     def members(self, names: Sequence[str]) -> Members: ...
 
-    def at(self, indexes: Sequence[int]) -> list[Entry]: ...
+    def scores_at(self, indexes: Sequence[int]) -> list[float]: ...
 
 
 class EntryReader:
@@ -287,69 +283,6 @@ class EntryReader:
             live = self._live(board, window, RankMethod.ORDINAL, deadline)
             live.trim(board.max_entries)
 
-    def windows(
-        self,
-        board: Leaderboard,
-        kind: WindowKind | None,
-        page_size: int,
-        page_token: str,
-        deadline: float,
-    ) -> tuple[list[WindowStanding], str]:
-        """The windows that hold entries, ALL_TIME first, then the latest start first.
-
-        Raises:
-            InvalidArgument: PAGE_INVALID.
-            Unavailable: a store is away.
-        """
-        arguments = ("windows", board.board_key, kind and kind.value)
-        standings = self._standings(board, kind, deadline)
-        standings.sort(key=lambda standing: calendar.listing_order(standing.window))
-        if page_token:
-            cursor = decode_cursor(page_token, *arguments)
-            last = next((s.window for s in standings if s.window.window == cursor.window), None)
-            after = calendar.listing_order(last or calendar.parse(board, cursor.window))
-            standings = [s for s in standings if calendar.listing_order(s.window) > after]
-        page, more = standings[:page_size], len(standings) > page_size
-        token = ""
-        if more:
-            token = encode_cursor(Cursor(page[-1].window.window, 0.0, 0, ""), *arguments)
-        return page, token
-
-    def _standings(
-        self, board: Leaderboard, kind: WindowKind | None, deadline: float
-    ) -> list[WindowStanding]:
-        live = self._boards.live_windows(board, deadline)
-        with postgres_unavailable(), self._pool.connection() as conn:
-            rows = window_rows(conn, board.board_key, _ALL_WINDOWS)
-        now = self._clock()
-        known = {row.window.window: row for row in rows}
-        standings = []
-        for window in self._known_windows(board, live, known):
-            if kind is not None and window.kind is not kind:
-                continue
-            row = known.get(window.window)
-            state = WindowState.OPEN
-            count = live.get(window.window, 0)
-            if row is not None and row.state is WindowState.ARCHIVED:
-                state, count = WindowState.ARCHIVED, row.entry_count or 0
-            elif not calendar.is_open(board, window, now):
-                state = WindowState.CLOSED
-            if count:
-                standings.append(WindowStanding(window, state, count))
-        return standings
-
-    @staticmethod
-    def _known_windows(
-        board: Leaderboard, live: dict[str, int], known: dict[str, WindowRow]
-    ) -> Iterator[Window]:
-        for name in live.keys() | known.keys():
-            try:
-                yield calendar.parse(board, name)
-            except TallyboardError:
-                # Of a kind, or a season, that the board no longer has.
-                if name in known:
-                    yield known[name].window
-
     def _live(
         self, board: Leaderboard, window: Window, method: RankMethod, deadline: float
     ) -> LiveWindow:
@@ -524,7 +457,7 @@ def _stats(
     if not size:
         return Stats(window.window, 0, None, None, None, (), as_of, source)
     ranks = [1, size, *(_rank_at(percentile, size) for percentile in percentiles)]
-    scores = [entry.score for entry in ranking.at([rank - 1 for rank in ranks])]
+    scores = ranking.scores_at([rank - 1 for rank in ranks])
     if len(scores) < len(ranks):  # entries went meanwhile
         scores += [scores[-1]] * (len(ranks) - len(scores)) if scores else [0.0] * len(ranks)
     return Stats(window.window, size, scores[0], scores[1], mean, tuple(scores[2:]), as_of, source)

@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.errors import NotFound
 from tallyboard_server.leaderboards.boards import Boards
+from tallyboard_server.leaderboards.listing import ALL_WINDOWS
 from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window, WindowState
 from tallyboard_server.leaderboards.windows import has_started, is_open, resolve
 from tallyboard_server.postgres.checkpoints import lock_partition
@@ -39,7 +40,6 @@ from tallyboard_server.redis.removals import Removal, RemovalPart
 from tallyboard_server.redis.store import RedisStore
 
 _BOARDS_A_PAGE: Final = 1_000
-_ALL_WINDOWS: Final = 100_000
 _LOCK_WAIT: Final = 5.0
 
 
@@ -290,5 +290,5 @@ def _archived(conn: Any, board: Leaderboard, window: Window | None = None) -> se
         row = find_window(conn, board.board_key, window.window)
         rows = [] if row is None else [row]
     else:
-        rows = window_rows(conn, board.board_key, _ALL_WINDOWS)
+        rows = window_rows(conn, board.board_key, ALL_WINDOWS)
     return {row.window.window for row in rows if row.state is WindowState.ARCHIVED}

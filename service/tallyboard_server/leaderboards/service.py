@@ -11,6 +11,7 @@ from tallyboard_server.errors import shutting_down
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.archive import WindowLoader
 from tallyboard_server.leaderboards.boards import Boards
+from tallyboard_server.leaderboards.listing import WindowLister
 from tallyboard_server.leaderboards.reads import EntryReader
 from tallyboard_server.leaderboards.routes import Routes
 from tallyboard_server.leaderboards.stream import ScoreStream
@@ -35,7 +36,7 @@ class Leaderboards:
         clock: the time now in µs since the epoch.
 
     Attributes:
-        boards, writer, reader, hub: the parts that the RPC layer calls.
+        boards, writer, reader, lister, hub: the parts that the RPC layer calls.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Leaderboards:
         self.clock = clock
         self.boards = Boards(store, pool, settings.partitions, clock)
         self.reader = EntryReader(store, pool, self.boards, clock, settings.cache_pages)
+        self.lister = WindowLister(pool, self.boards, clock)
         self._routes = Routes(
             store,
             self.boards,

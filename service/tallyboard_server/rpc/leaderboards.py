@@ -317,7 +317,7 @@ class LeaderboardServicer:
         kind = choice("kind", WINDOW_KINDS, request.kind) if request.kind else None
         size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
         board = self._board(request.leaderboard_id, caller)
-        standings, next_page_token = self._reader.windows(
+        standings, next_page_token = self._leaderboards.lister.list(
             board, kind, size, request.page_token, caller.deadline
         )
         return entries.windows_response(standings, next_page_token)
