@@ -252,13 +252,24 @@ def test_an_import_that_knew_the_window_open_finds_it_archived(house: House) -> 
 
 def test_nothing_is_imported_past_the_retention(house: House) -> None:
     house.clock.now = NOON
-    board = house.new_board(windows="ALL_TIME DAILY", retention={"DAILY": 3600}, grace=0)
-    assert board.imported(("ann", 1, NOON)) == []
+    retention = {"retention": {"DAILY": 3600}, "grace": 0}
+    board = house.new_board(windows="ALL_TIME DAILY", **retention)
+    daily = board.sibling("daily", windows="DAILY", **retention)
+    for each in (board, daily):
+        assert each.imported(("ann", 1, NOON)) == []
     house.clock.now = at("2026-03-11T01:00") - 1
-    assert board.imported(("ann", 2, NOON)) == []
+    for each in (board, daily):
+        assert each.imported(("ann", 2, NOON)) == []
+        assert each.scores(TODAY) == {"ann": 2}
     house.clock.now += 1
-    assert board.imported(("ann", 3, NOON)) == ["WINDOW_CLOSED"]
-    assert board.scores("all") == {"ann": 2}
+    assert daily.imported(("ann", 3, NOON)) == ["WINDOW_CLOSED"]
+    # What is kept for good takes it all the same.
+    assert board.imported(("ann", 3, NOON)) == []
+    assert board.scores("all") == {"ann": 3}
+    house.new_keeper().round()
+    for each in (board, daily):
+        with refusal("WINDOW_NOT_FOUND"):
+            each.page(TODAY)
 
 
 def test_an_import_keeps_every_segment_of_a_window_that_is_about_to_end(house: House) -> None:
