@@ -52,7 +52,9 @@ def test_python_programs_run(service: RunningService, page: str, program: str) -
 @pytest.mark.parametrize(
     "line",
     re.findall(
-        r"^\.venv/bin/tallyboard-server ((?:counter|leaderboard) .*)$", (ROOT / "README.md").read_text(), re.M
+        r"^\.venv/bin/tallyboard-server ((?:counter|leaderboard) .*)$",
+        (ROOT / "README.md").read_text(),
+        re.M,
     ),
 )
 def test_commands_run(service: RunningService, line: str) -> None:

@@ -141,6 +141,25 @@ def test_a_page_follows_the_place_of_the_last_entry(
             break
 
 
+@pytest.mark.parametrize("segments", _SEGMENTS)
+@pytest.mark.parametrize("way", ["batch", "stream"])
+def test_a_batch_that_arrives_over_midnight(
+    caller: Caller, clock: Clock, segments: int, way: str
+) -> None:
+    board = Board(Definition("DESCENDING", "SUM", segments=segments))
+    caller.create("b", board.definition)
+    clock.to_eve(3)  # each score of a batch arrives a microsecond after the one before
+    items = [Item(f"m{number % 6}", 1.0, b"%d" % number) for number in range(10)]
+    if way == "batch":
+        caller.batch([("b", item) for item in items])
+    else:
+        caller.stream([stream_batch("ann", 1, [("b", item) for item in items])])
+    board.submit((item, clock.now + index) for index, item in enumerate(items))
+    assert [len(board.ordered(period)) for period in board.windows] == [6, 3, 6]
+    for period in board.windows:
+        assert caller.page("b", period.window).rows == board.rows(period)
+
+
 @pytest.mark.parametrize("policy", ["BEST", "LATEST", "SUM"])
 def test_many_batches_of_a_stream(caller: Caller, clock: Clock, policy: str) -> None:
     chance = random.Random(3)

@@ -49,16 +49,24 @@ def test_the_earlier_of_equal_scores_ranks_higher(
 
 @_BOTH
 @_SEGMENTS
+@pytest.mark.parametrize("tie_break", ["EARLIEST", "MEMBER_ID"])
 def test_equal_moments_rank_by_the_bytes_of_the_member(
-    caller: Caller, clock: Clock, sort_order: str, segments: int
+    caller: Caller, clock: Clock, sort_order: str, segments: int, tie_break: str
 ) -> None:
-    caller.create("b", Definition(sort_order, segments=segments))
+    caller.create("b", Definition(sort_order, tie_break=tie_break, segments=segments))
     names = ["z", "ann", "an", "Ann", "zoë", "zoé", "\uffff", "\U0001f600", "a" * 256, "0", "~"]
+    names += ["a" * length for length in range(1, 9)]
     for name in names:
         caller.submit("b", Item(name, 7.0))
     expected = sorted(names, key=str.encode, reverse=sort_order == "DESCENDING")
     assert _members(caller.page("b", "all").rows) == expected
     assert _members(caller.page("b", "all", reverse=True).rows) == expected[::-1]
+    # Read one by one, an entry of one segment has to be placed among those of the others.
+    rows, _, _, _ = caller.batch_get("b", "all", expected)
+    assert [row.rank for row in rows] == list(range(1, len(names) + 1))
+    for place, name in enumerate(expected):
+        found = caller.around("b", "all", name, 2)
+        assert _members(found.rows) == expected[max(0, place - 2) : place + 3]
 
 
 @_BOTH
