@@ -156,6 +156,15 @@ def test_ranks_of_ties_in_every_method(caller: Caller, clock: Clock, segments: i
         "COMPETITION": [1, 2, 2, 4, 4, 4, 7],
         "DENSE": [1, 2, 2, 3, 3, 3, 4],
     }
+    some = ["fay", "cat", "gus", "bob", "dan", "nobody"]
+    relative = {
+        "ORDINAL": [3, 1, 5, 2, 4],
+        "COMPETITION": [3, 1, 5, 1, 3],
+        "DENSE": [2, 1, 3, 1, 2],
+    }
+    for method, expected in relative.items():
+        rows, _, missing, _ = caller.batch_get("b", "all", some, method, relative=True)
+        assert ([row.rank for row in rows], missing) == (expected, ["nobody"])
     for method, size in itertools.product(ranks, (1, 2, 3)):
         page, found = caller.page("b", "all", method, size=size), []
         while True:
