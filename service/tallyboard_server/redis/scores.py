@@ -243,9 +243,27 @@ class Group:
             own = self.columns
             self._index = {member: i for i, member in enumerate(own.members)}
             self.columns = Columns(own.members[:], own.scores[:], own.codes[:], own.metadata[:])
-        self._merge(self._index, columns)
+        if len(columns.members) == 1:
+            self._merge_only(self._index, columns)
+        else:
+            self._merge(self._index, columns)
         self.answer = max(self.answer, part.answer)
         self.parts.append((part, columns))
+
+    def _merge_only(self, index: dict[str, int], coming: Columns) -> None:
+        """Merges a single score, as most calls bring."""
+        own, member = self.columns, coming.members[0]
+        if coming.metadata and not own.metadata:
+            own.metadata.extend([b""] * len(own.members))
+        if member in index:
+            self._merge_one(index, member, _state(coming, 0))
+            return
+        index[member] = len(own.members)
+        own.members.append(member)
+        own.scores.append(coming.scores[0])
+        own.codes.append(coming.codes[0])
+        if own.metadata:
+            own.metadata.append(coming.metadata[0] if coming.metadata else b"")
 
     def _merge(self, index: dict[str, int], coming: Columns) -> None:
         own, size = self.columns, len(self.columns.members)
@@ -410,6 +428,9 @@ class ScoresCall(ScriptCall):
 
 
 def _outcome(rows: Sequence[tuple[Any, ...]]) -> Outcome:
+    if len(rows) == 1 and len(rows[0]) == 4:
+        before, _, old, new = rows[0]
+        return Outcome([old if before == b"e" else None], [new if new == new else None], [], [])
     return Outcome(
         [row[2] if row[0] == b"e" else None for row in rows],
         [row[3] if row[3] == row[3] else None for row in rows],  # NaN: no entry
