@@ -104,7 +104,7 @@ def test_json_that_is_no_definition(text: str) -> None:
         {"late_grace": 0},
         {"late_grace": 7 * DAY},
         {"max_entries": 2**63 - 1, "segments": 64},
-        {"seasons": seasons(*(f"s{number}" for number in range(100)))},
+        {"seasons": tuple(Season(f"s{number}", number, number + 8) for number in range(100))},
         {"seasons": seasons("x" * 64, "2026", "2026-1", "All", "a.b_c-d", "...", "current")},
         {"seasons": (Season("cup", FIRST_TIMESTAMP, LAST_TIMESTAMP),)},
         {"attributes": {f"{number:0256}": "é" * 512 for number in range(64)}},
@@ -147,6 +147,7 @@ DAILY, SEASON, ALL_TIME = WindowKind.DAILY, WindowKind.SEASON, WindowKind.ALL_TI
         ),
         ({"seasons": seasons("a", "b", "a")}, "FIELD_INVALID", "seasons[2].name"),
         ({"seasons": (Season("cup", 5, 5),)}, "FIELD_INVALID", "seasons[0].ends_at"),
+        ({"seasons": seasons(*"abcdefghi")}, "FIELD_INVALID", "seasons"),
         (
             {"seasons": (Season("cup", FIRST_TIMESTAMP - 1, 5),)},
             "FIELD_INVALID",
