@@ -18,7 +18,7 @@ from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.leaderboards.model import Leaderboard, WindowState
 from tallyboard_server.leaderboards.windows import MICROS
-from tallyboard_server.postgres.checkpoints import read_incarnations
+from tallyboard_server.postgres.checkpoints import read_lives
 from tallyboard_server.postgres.entries import (
     WindowRow,
     archive_window,
@@ -144,12 +144,15 @@ class Archiver:
             # either seen here, or finds a window that is closed.
             if not close_window(conn, row.window_id, self._clock()):
                 return False
-            incarnations = read_incarnations(conn, places)
+            lives = read_lives(conn, places)
             replies = run(
                 self._redis,
                 [
                     windows.close_window(
-                        place, incarnations.get(place, ""), row.board_key, row.window.window
+                        place,
+                        lives[place].incarnation if place in lives else "",
+                        row.board_key,
+                        row.window.window,
                     )
                     for place in places
                 ],

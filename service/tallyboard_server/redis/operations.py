@@ -35,6 +35,7 @@ class Part:
         bound: no delta is further from 0.
         repeatable: whether applying it twice does no harm, even without a token.
         counted: whether some of it has counted already.
+        journaled: whether it is in the journal, durable and not yet applied.
         error: why it failed, once it is over.
         seen: whether it had been applied before; then `note` is what was kept with its token.
     """
@@ -43,6 +44,7 @@ class Part:
         "bound",
         "counted",
         "error",
+        "journaled",
         "note",
         "operations",
         "partition",
@@ -70,6 +72,7 @@ class Part:
         self.bound = bound
         self.repeatable = False
         self.counted = False
+        self.journaled = False
         self.error: TallyboardError | None = None
         self.seen = False
         self.note = ""
