@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import structlog
+from psycopg_pool import ConnectionPool
 
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.counters.service import Counters
@@ -16,7 +17,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.leaderboards.service import Leaderboards, now_micros
 from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations
-from tallyboard_server.postgres.pool import open_pool
+from tallyboard_server.postgres.pool import BoundedConnection, open_pool
 from tallyboard_server.recovery.admission import RedisAdmission
 from tallyboard_server.recovery.journal import JournalWriter
 from tallyboard_server.recovery.service import make_durable
@@ -88,20 +89,16 @@ class Worker:
         )
         pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))
         redis = own.enter_context(closing(control_client(settings.redis_url)))
-        store = self._open_store(fences)
-        self._wide = WideCounters(
-            store,
-            sharding,
-            settings.call_timeout,
-            make_durable(Checkpointer(redis, pool, settings.partitions))
-            if settings.journals_first
-            else None,
-        )
+        store = self._open_store(fences, pool)
+        durable = None
+        if settings.journals_first:
+            durable = make_durable(Checkpointer(redis, pool, settings.partitions))
+        self._wide = WideCounters(store, sharding, settings.call_timeout, durable)
         own.callback(self._wide.close)
         hub = WatchHub(settings.max_watchers)
         own.callback(hub.close)
-        self._counters = Counters(store, self._wide, sharding, pool, settings, hub)
-        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock)
+        self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable)
+        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable)
         own.callback(self._leaderboards.close)
         operations = Operations(redis, pool, fences, settings)
         snapshots = Snapshots(
@@ -135,7 +132,7 @@ class Worker:
         self._server.start(settings.listen)
         return self
 
-    def _open_store(self, fences: Fences) -> RedisStore:
+    def _open_store(self, fences: Fences, pool: ConnectionPool[BoundedConnection]) -> RedisStore:
         """The way to Redis, and to the journal for what Redis does not take."""
         settings, own = self._settings, self._stack
         states = own.enter_context(
@@ -163,6 +160,7 @@ class Worker:
         if settings.redis_outage == "journal" or settings.journals_first:
             journal = JournalWriter(
                 settings.postgres_url,
+                pool,
                 store,
                 follower,
                 journals_first=settings.journals_first,

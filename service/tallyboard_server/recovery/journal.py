@@ -15,6 +15,7 @@ from typing import Final
 import psycopg
 import structlog
 from prometheus_client import Counter
+from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import Overloaded, Unavailable, shutting_down
 from tallyboard_server.postgres import journal as rows
@@ -77,7 +78,8 @@ class JournalWriter:
     `submit` and `take` may be called from any thread; all other state belongs to its own.
 
     Args:
-        conninfo: Postgres.
+        conninfo: Postgres, for a connection of its own.
+        pool: more connections, for what need not be in order.
         store: where to send what is for an open partition.
         follower: is told what the transactions find.
         journals_first: whether everything is journaled before it is sent.
@@ -88,6 +90,7 @@ class JournalWriter:
     def __init__(
         self,
         conninfo: str,
+        pool: ConnectionPool[BoundedConnection],
         store: RedisStore,
         follower: PartitionFollower,
         *,
@@ -96,6 +99,7 @@ class JournalWriter:
         max_rows: int,
     ) -> None:
         self._conninfo = conninfo
+        self._pool = pool
         self._store = store
         self._follower = follower
         self._journals_first = journals_first
@@ -145,6 +149,20 @@ class JournalWriter:
             else:
                 self._waiting += _size(item)
                 self._queue.put(item)
+
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+        """Notes what a request id stands for; gives what it stood for first.
+
+        Raises:
+            Unavailable: Postgres is away too.
+        """
+        if self._down is not None:
+            raise _both_away(self._down)
+        try:
+            with self._pool.connection() as conn:
+                return rows.claim_request(conn, tenant, request_id, fingerprint)
+        except psycopg.Error as error:
+            raise _both_away(str(error).strip()) from error
 
     def close(self) -> None:
         """Writes what waits, within a limit, and ends the thread."""

@@ -40,8 +40,9 @@ class Fences:
 
 
 def closed(partition: int) -> Unavailable:
-    """The error for a partition whose data is not what we knew."""
+    """The error for a partition that Redis can't serve now."""
     return Unavailable(
-        f"partition {partition} is closed: its data in Redis is not the data we knew",
+        f"partition {partition} is not open: Redis lost its data, or still has to apply what was "
+        "journaled",
         reason="PARTITION_UNAVAILABLE",
     )

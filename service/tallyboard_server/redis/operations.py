@@ -148,6 +148,11 @@ class Write:
         """Whether all of it had been applied before."""
         return self.seen == len(self.parts)
 
+    @property
+    def journaled(self) -> bool:
+        """Whether some of it is in the journal, and not applied yet."""
+        return any(part.journaled for part in self.parts)
+
     def part_done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:
         """Takes the outcome of one part."""
         if len(self.parts) > 1:

@@ -36,6 +36,14 @@ class Journal(Protocol):
         """Takes over what a link could not send, or sent without an answer."""
         ...
 
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+        """Notes what a request id stands for; gives what it stood for first.
+
+        Raises:
+            Unavailable: Postgres is away too.
+        """
+        ...
+
 
 class RedisStore:
     """Reads and writes of one worker.
@@ -117,6 +125,18 @@ class RedisStore:
             Unavailable: Redis is away; nothing was taken.
         """
         self._writes.submit(items, size)
+
+    def claim_elsewhere(
+        self, tenant: str, request_id: str, fingerprint: bytes, error: Unavailable
+    ) -> bytes:
+        """Claims a request id in the journal, where Redis did not take it.
+
+        Raises:
+            Unavailable: `error`, if there is no journal; or Postgres is away too.
+        """
+        if self._journal is None:
+            raise error
+        return self._journal.claim(tenant, request_id, fingerprint)
 
     def _strand(self, items: Sequence[Part | ScriptCall], why: str) -> None:
         """Hands to the journal what belongs there; the rest fails."""
