@@ -27,6 +27,7 @@ from tallyboard_server.postgres.entries import (
     due_windows,
     expired_windows,
 )
+from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.leaderboards import find_by_keys
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.redis import windows
@@ -110,6 +111,8 @@ class Archiver:
 
     def _settle(self, board: Leaderboard, row: WindowRow) -> bool:
         """Takes a window that is due one step further; tells whether it is archived now."""
+        if not self._are_open(board):
+            return False  # scores for it may still be in the journal
         try:
             if not self._close(board, row):
                 return False
@@ -133,6 +136,12 @@ class Archiver:
         )
         self._let_go(board, row)
         return True
+
+    def _are_open(self, board: Leaderboard) -> bool:
+        places = self._places(board)
+        with self._pool.connection() as conn:
+            standings = read_standings(conn, places)
+        return all(standing.state == OPEN for standing in standings)
 
     def _close(self, board: Leaderboard, row: WindowRow) -> bool:
         """Closes the window in every partition; False when it is not to be closed after all."""

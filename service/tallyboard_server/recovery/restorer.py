@@ -115,10 +115,7 @@ class Restorer:
             and row.partition not in lost
             and row.partition not in foreign
         ]
-        for partition in waiting:
-            if self._stopping.is_set():
-                return
-            self._drain(partition)
+        self._drain_all(waiting)
         if lost:
             self._rebuild(lost)
 
@@ -141,17 +138,25 @@ class Restorer:
                 foreign.append(row.partition)
         return lost, foreign
 
-    def _drain(self, partition: int) -> None:
+    def _drain_all(self, partitions: Sequence[int]) -> None:
+        """Opens partitions one after the other: what waits for them comes back in turns."""
+        started, batches = time.monotonic(), 0
+        opened: list[int] = []
         try:
-            drained = self._drainer.drain(partition)
-        except psycopg.errors.LockNotAvailable:
-            return  # somebody else works on it
-        _log.info(
-            "Partition open again.",
-            partition=partition,
-            batches=drained.batches,
-            seconds=round(drained.seconds, 3),
-        )
+            for partition in partitions:
+                if self._stopping.is_set():
+                    break
+                try:
+                    batches += self._drainer.drain(partition).batches
+                    opened.append(partition)
+                except psycopg.errors.LockNotAvailable:
+                    continue  # somebody else works on it
+        finally:
+            if opened:
+                seconds = round(time.monotonic() - started, 3)
+                _log.info(
+                    "Partitions open again.", partitions=opened, batches=batches, seconds=seconds
+                )
 
     def _find_left_behind(self) -> None:
         """Has partitions drained whose rows a worker left that is gone."""

@@ -189,6 +189,7 @@ class Outcome:
 
     Attributes:
         again: to be sent again, without having been applied.
+        applied: by partition, the token of the last call that was applied.
         stranded: calls that this Redis does not take now, to be kept elsewhere.
         fenced: partitions that are not what was expected, and what was.
         away: what Redis said if it takes no writes.
@@ -199,6 +200,7 @@ class Outcome:
 
     def __init__(self) -> None:
         self.again: list[Operation | ScriptCall] = []
+        self.applied: dict[int, CallToken] = {}
         self.stranded: list[ScriptCall] = []
         self.fenced: dict[int, str] = {}
         self.away = ""
@@ -262,6 +264,8 @@ def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome
         call.sent = True
         outcome.stranded.append(call)
         return
+    if call.token is not None:
+        outcome.applied[call.partition] = call.token
     call.answered(details)
     for part in call.parts:
         part.done()

@@ -17,17 +17,30 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 import structlog
+from prometheus_client import Counter
 
 from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable, shutting_down
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import LinkSequences, Outcome, ScriptCall, unanswered
+from tallyboard_server.redis.calls import (
+    LINK_RING,
+    CallToken,
+    LinkSequences,
+    Outcome,
+    ScriptCall,
+    unanswered,
+)
 from tallyboard_server.redis.connection import Connection, ConnectionLost, Identity, NoAnswer
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.flush import Flush
+from tallyboard_server.redis.keys import link_key
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 from tallyboard_server.redis.rankings import EntriesRead
 
+_GONE_BACK = Counter(
+    "tallyboard_redis_gone_back_partitions",
+    "Partitions that Redis had in an earlier state when it came back.",
+)
 _log = structlog.get_logger(__name__)
 
 # A quarter of a second of Redis' time: it has to answer in time on a busy machine too.
@@ -110,6 +123,7 @@ class Link:
         self._sequences = _new_name()
         self._ahead: Flush | None = None
         self._lost: Identity | None = None
+        self._applied: dict[int, CallToken] = {}
         self._connection: Connection | None = None
         self._down: str | None = None
         self._not_ready_since: float | None = None
@@ -221,6 +235,7 @@ class Link:
         self._open_breaker(f"internal error: {type(error).__name__}", operations)
 
     def _follow(self, outcome: Outcome) -> None:
+        self._applied.update(outcome.applied)
         for part, refused in outcome.refused:
             self._on_refused(part, refused)
         for partition, incarnation in outcome.fenced.items():
@@ -289,6 +304,7 @@ class Link:
                     "still be run late.",
                     link=self._thread.name,
                 )
+            self._look_for_losses(connection)
             self._lost = None
             for reply in connection.call([("SCRIPT", "LOAD", s.source) for s in scripts.ALL]):
                 if isinstance(reply, Exception):
@@ -297,6 +313,31 @@ class Link:
             connection.close()
             raise
         return connection
+
+    def _look_for_losses(self, connection: Connection) -> None:
+        """Tells people when Redis came back without something that it had acknowledged."""
+        identity, lost, applied = connection.identity, self._lost, self._applied
+        if identity is None or lost is None or identity.run_id == lost.run_id or not applied:
+            return
+        self._applied = {}
+        replies = connection.call(
+            [
+                ("HGET", link_key(partition, token.link), token.sequence % LINK_RING)
+                for partition, token in applied.items()
+            ]
+        )
+        missing = [
+            partition
+            for (partition, token), held in zip(applied.items(), replies, strict=True)
+            if not isinstance(held, Exception) and int(held or 0) < token.sequence
+        ]
+        if missing:
+            _GONE_BACK.inc(len(missing))
+            _log.error(
+                "Redis came back without updates that it had acknowledged.",
+                link=self._thread.name,
+                partitions=missing,
+            )
 
     def _disconnect(self) -> None:
         if self._connection is not None:
