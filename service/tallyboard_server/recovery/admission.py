@@ -32,8 +32,8 @@ class RedisAdmission:
         setting: the setting `durability`.
         timeout: seconds that replicas may take.
 
-    With the durability `journaled`, what Redis lost with its last life is in the journal: all
-    partitions are journaled for until the keeper has applied it again.
+    What Redis may have lost with its last life, though it is in the journal, is applied again by
+    the keeper: partitions that the journal has rows of are journaled for until then.
     """
 
     def __init__(
@@ -68,8 +68,7 @@ class RedisAdmission:
         with self._lock:
             if run_id is None or run_id != self._admitted or self._durability is None:
                 self._look_at(connection)
-                if self._admitted is not None and self._setting == "journaled":
-                    self._close_all()
+                self._close_where_journaled()
                 self._durability = self._choose()
                 self._admitted = run_id
             return self._durability
@@ -89,11 +88,13 @@ class RedisAdmission:
         if older:
             _log.error("Redis is older than the last checkpoint.", partitions=older)
 
-    def _close_all(self) -> None:
+    def _close_where_journaled(self) -> None:
+        """Keeps partitions closed until the keeper has looked whether their journal is applied."""
         try:
-            self._follower.close_all()
+            self._follower.close_where_journaled()
         except psycopg.Error as error:
-            raise ConnectionLost(f"Postgres can't be asked what Redis lost: {error}") from error
+            if self._setting == "journaled":
+                raise ConnectionLost(f"Postgres can't be asked what Redis lost: {error}") from error
 
     def _choose(self) -> Durability:
         client = self._client()

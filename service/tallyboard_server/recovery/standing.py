@@ -12,6 +12,7 @@ from tallyboard_server.postgres.journal import (
     OPEN,
     Standing,
     begin_journaling,
+    left_behind,
     read_standings,
 )
 from tallyboard_server.postgres.pool import BoundedConnection
@@ -69,14 +70,14 @@ class PartitionFollower:
             standings = read_standings(conn)
         self.notice(standings)
 
-    def close_all(self) -> None:
-        """Has all open partitions journaled for.
+    def close_where_journaled(self) -> None:
+        """Has those partitions journaled for that the journal has rows of, applied or not.
 
         Raises:
             psycopg.Error: Postgres is away.
         """
         with self._pool.connection() as conn:
-            begin_journaling(conn, [standing.partition for standing in read_standings(conn)])
+            begin_journaling(conn, left_behind(conn, 0.0))
         self.look()
 
     def close(self) -> None:
