@@ -99,14 +99,16 @@ def lock_alone(conn: psycopg.Connection[Any], partition: int) -> None:
     conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (JOURNAL_LOCKS, partition))
 
 
-def begin_journaling(conn: psycopg.Connection[Any], partitions: Collection[int]) -> None:
-    """Says that writes of these partitions go to the journal, of those that are open."""
-    conn.execute(
+def begin_journaling(conn: psycopg.Connection[Any], partitions: Collection[int]) -> set[int]:
+    """Says that writes of these partitions go to the journal; gives those that were open."""
+    rows = conn.execute(
         "UPDATE tallyboard.partitions SET state = 'JOURNALING' WHERE partition IN ("
         " SELECT partition FROM tallyboard.partitions"
-        " WHERE partition = ANY(%s) AND state = 'OPEN' ORDER BY partition FOR NO KEY UPDATE)",
+        " WHERE partition = ANY(%s) AND state = 'OPEN' ORDER BY partition FOR NO KEY UPDATE)"
+        " RETURNING partition",
         (sorted(partitions),),
     )
+    return {row[0] for row in rows}
 
 
 def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: str) -> bool:

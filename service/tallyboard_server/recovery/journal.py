@@ -258,8 +258,6 @@ class JournalWriter:
         began = self._sort(conn, flush, rows.read_standings(conn, partitions))
         new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
         if not (flush.may_be_committed and self._are_there(conn, new)):
-            for partition in began:
-                overlay.make_anew(conn, partition)
             self._add(conn, flush, new)
             # Of those that were there, an overlay that was just made has the scores.
             staying = [e for e in flush.stays if e in new or e.call.partition not in began]
@@ -297,9 +295,9 @@ class JournalWriter:
                 flush.stays.append(entry)
             else:
                 flush.back += call.parts
-        began = {entry.call.partition for entry in flush.stays} & open_ones
+        staying = {entry.call.partition for entry in flush.stays}
+        began = overlay.begin(conn, staying & open_ones)
         if began:
-            rows.begin_journaling(conn, began)
             self._follower.notice(
                 standing._replace(state=rows.JOURNALING)
                 for standing in standings

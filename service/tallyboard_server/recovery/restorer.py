@@ -21,6 +21,7 @@ from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.journal import JOURNALING, OPEN
 from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.drain import Drainer, NotReady
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, journaled_key, version_key
@@ -174,7 +175,7 @@ class Restorer:
             applied = {int(row) for row in self._redis.smembers(journaled_key(partition))}
             with self._pool.connection() as conn:
                 if rows.batch_ids(conn, partition, LEFT_BEHIND) - applied:
-                    rows.begin_journaling(conn, [partition])
+                    overlay.begin(conn, [partition])
 
     def _note(self, trouble: str) -> None:
         if trouble != self._trouble:

@@ -11,11 +11,11 @@ from psycopg_pool import ConnectionPool
 from tallyboard_server.postgres.journal import (
     OPEN,
     Standing,
-    begin_journaling,
     left_behind,
     read_standings,
 )
 from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery import overlay
 from tallyboard_server.redis.fences import Fences
 
 # Seconds between two looks, for so many partitions; more of them are looked at less often.
@@ -77,7 +77,7 @@ class PartitionFollower:
             psycopg.Error: Postgres is away.
         """
         with self._pool.connection() as conn:
-            begin_journaling(conn, left_behind(conn, 0.0))
+            overlay.begin(conn, left_behind(conn, 0.0))
         self.look()
 
     def close(self) -> None:
