@@ -7,7 +7,7 @@ durability `journaled` everything comes here first, and goes on to Redis with it
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -60,7 +60,8 @@ class _Flush:
         stays: over once it is committed.
         goes_on: sent to Redis then.
         back: not journaled, for Redis takes it after all.
-        repeats: parts that the journal has already.
+        repeats: parts whose tokens the journal has already; they are written all the same, for only
+            Redis can tell whether the first one was applied, and count for reads once.
         may_be_committed: whether a commit was begun.
     """
 
@@ -260,10 +261,14 @@ class JournalWriter:
         if not (flush.may_be_committed and self._are_there(conn, new)):
             self._add(conn, flush, new)
             # Of those that were there, an overlay that was just made has the scores.
-            staying = [e for e in flush.stays if e in new or e.call.partition not in began]
             overlay.add(
                 conn,
-                [(e.call.partition, scores) for e in staying for scores in scores_of(e.call)],
+                [
+                    (entry.call.partition, scores)
+                    for entry in flush.stays
+                    if entry in new or entry.call.partition not in began
+                    for scores in scores_of(entry.call, flush.repeats)
+                ],
             )
         flush.may_be_committed = True
         conn.commit()
@@ -306,7 +311,7 @@ class JournalWriter:
         return began
 
     def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        """Adds the rows, without what the journal has already under the same token."""
+        """Adds the rows."""
         if not new:
             return
         unnumbered = [entry for entry in new if entry.row is None]
@@ -314,7 +319,7 @@ class JournalWriter:
             self._ids += rows.reserve_ids(conn, max(_RESERVE, len(unnumbered)))
         for entry in unnumbered:
             entry.row = self._ids.pop(0)
-        self._drop_repeats(conn, flush, new)
+        flush.repeats = _repeats(conn, new)
         batches, increments = [], []
         for entry in new:
             call, token = entry.call, entry.call.token
@@ -330,31 +335,10 @@ class JournalWriter:
                     _size(call),
                 )
             )
-            increments += [(entry.row, increment) for increment in increments_of(call)]
+            increments += [
+                (entry.row, increment) for increment in increments_of(call, flush.repeats)
+            ]
         rows.add_batches(conn, batches, increments)
-
-    @staticmethod
-    def _drop_repeats(conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        claimed: dict[TokenOf, int] = {}
-        for entry in new:
-            for part in entry.call.parts:
-                if part.token is not None and entry.row is not None:
-                    claimed.setdefault(_token_of(part), entry.row)
-        if not claimed:
-            return
-        held = rows.claim_tokens(conn, list(claimed.items()))
-        for entry in new:
-            # What was sent stays whole: its token in Redis stands for all of it.
-            if entry.call.sent:
-                continue
-            repeats = {
-                part
-                for part in entry.call.parts
-                if part.token is not None and held[_token_of(part)] != entry.row
-            }
-            if repeats:
-                flush.repeats |= repeats
-                entry.call = entry.call.without(repeats)
 
     @staticmethod
     def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
@@ -363,11 +347,8 @@ class JournalWriter:
 
     def _settle(self, flush: _Flush) -> None:
         """Ends what is over, and sends the rest."""
-        for part in flush.repeats:
-            part.journaled = True
-            part.done(seen=True)
         for entry in flush.stays:
-            _end(entry.call)
+            _end(entry.call, flush.repeats)
         self._send(flush.back)
         self._send([entry.call for entry in flush.goes_on])
 
@@ -389,8 +370,6 @@ class JournalWriter:
         for entry in flush.entries:
             entry.call.sent |= flush.may_be_committed
             _fail(entry.call, why)
-        for part in flush.repeats:
-            part.done(unanswered(part, why))
 
     def _connected(self) -> BoundedConnection:
         if self._conn is None or self._conn.closed:
@@ -452,11 +431,32 @@ def _token_of(part: Part) -> TokenOf:
     return TokenOf(part.token.key, int(part.token.sequence or 0))
 
 
-def _end(call: ScriptCall) -> None:
+def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> set[Part]:
+    """Those parts whose tokens another row, or another part of these, has already."""
+    parts = [
+        (part, entry.row)
+        for entry in entries
+        for part in entry.call.parts
+        if part.token is not None and entry.row is not None
+    ]
+    claimed: dict[TokenOf, tuple[Part, int]] = {}
+    for part, row in parts:
+        claimed.setdefault(_token_of(part), (part, row))
+    if not claimed:
+        return set()
+    held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
+    return {
+        part
+        for part, row in parts
+        if held[_token_of(part)] != row or claimed[_token_of(part)][0] is not part
+    }
+
+
+def _end(call: ScriptCall, repeats: Collection[Part] = ()) -> None:
     """Its row is committed: whatever happens, it will be applied."""
     for part in call.parts:
         part.journaled = True
-        part.done()
+        part.done(seen=part in repeats)
 
 
 def _fail(item: Part | ScriptCall, why: str) -> None:
