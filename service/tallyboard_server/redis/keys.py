@@ -4,8 +4,9 @@ The table of keys is in docs/architecture.md. Every key of a partition carries i
 a tenant is written with its length in bytes, so no name can run into another key.
 """
 
+import re
 import zlib
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 PARTITION_META = "tb:meta"
 
@@ -92,6 +93,16 @@ def checkpoint_id_key(partition: int) -> str:
     return f"{{tb:{partition}}}:F"
 
 
+def version_key(partition: int) -> str:
+    """Key of the number of the last checkpoint that was begun."""
+    return f"{{tb:{partition}}}:v"
+
+
+def journaled_key(partition: int) -> str:
+    """Key of the set of numbers of journal rows that were applied and are in no checkpoint yet."""
+    return f"{{tb:{partition}}}:j"
+
+
 def definition_key(partition: int, tenant: str, leaderboard_id: str) -> str:
     """Key of a leaderboard's definition; partition is its home."""
     return f"{{tb:{partition}}}:b:{_name(tenant, leaderboard_id)}"
@@ -174,6 +185,28 @@ def parse_counter_key(key: bytes) -> CounterKey:
         )
     except ValueError:
         raise ValueError(f"not a counter's key: {key!r}") from None
+
+
+_KEY: Final = re.compile(rb"\{tb:(\d{1,9})\}:(\w)(?::|$)")
+_TOKEN_KINDS: Final = frozenset(b"lpPrRq")
+
+
+class KeyKind(NamedTuple):
+    """What the name of any key of a partition says: the partition, and the letter of its kind."""
+
+    partition: int
+    kind: str
+
+    @property
+    def is_token(self) -> bool:
+        """Whether it remembers what was applied, for whom, or what a request id stands for."""
+        return ord(self.kind) in _TOKEN_KINDS
+
+
+def kind_of_key(key: bytes) -> KeyKind | None:
+    """Whose key it is and what it is for; None if it belongs to no partition."""
+    found = _KEY.match(key)
+    return None if found is None else KeyKind(int(found[1]), found[2].decode())
 
 
 def home_partition(tenant: str, name: str, partitions: int) -> int:
