@@ -6,6 +6,7 @@ Redis has of a window for the whole.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -33,11 +34,14 @@ from tallyboard_server.redis.pipe import Pipe
 
 _BOARDS: Final = 500
 _WINDOWS: Final = 500
-# Entries a script call, and entries that wait for theirs to be full.
+# Entries a script call, those that are put in order before, and all that wait for it.
 _ENTRIES: Final = 500
-_MOST_WAITING: Final = 50_000
+_BATCH: Final = 40_000
+_MOST_WAITING: Final = 80_000
 # Seconds that an archived window stays, unless it is written to.
 _ARCHIVED_FOR: Final = 24 * 3600
+
+_score: Final = itemgetter(1)
 
 
 class _Board(NamedTuple):
@@ -281,7 +285,7 @@ class _Filling:
             held = loads.get((window_id, partition)) or self._start(window_id, partition)
             values = held[1]
             values.append((member, score, moment, metadata))
-            if len(values) == _ENTRIES:
+            if len(values) == _BATCH:
                 self._waiting -= len(values) - 1
                 self._send(*held)
             else:
@@ -313,6 +317,10 @@ class _Filling:
         self._waiting = 0
 
     def _send(self, load: WindowLoad, values: list[Values]) -> None:
-        self._pipe.send(*load.more(self._marks[load.partition], values))
+        # What is inserted in the order of its ranks finds its place sooner.
+        values.sort(key=_score)
+        for low in range(0, len(values), _ENTRIES):
+            part = values[low : low + _ENTRIES]
+            self._pipe.send(*load.more(self._marks[load.partition], part))
         self._loaded[load.partition] += len(values)
         values.clear()
