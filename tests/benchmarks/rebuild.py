@@ -179,7 +179,7 @@ def _rebuild(
     )  # fmt: skip
     with bars:
         tasks: dict[str, Any] = {}
-        after: list[float] = []
+        after: list[dict[int, float]] = []
 
         def listen(progress: Progress) -> None:
             if progress.phase not in tasks:
@@ -207,17 +207,27 @@ def _rebuild(
         pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
     ends = [*list(phases.values())[1:], ended]
     spent = {name: end - at for (name, at), end in zip(phases.items(), ends, strict=True)}
-    used = (now - then for now, then in zip(after, before, strict=True))
+    used = (
+        sum(max(0.0, seconds - then.get(pid, 0.0)) for pid, seconds in now.items())
+        for now, then in zip(after, before, strict=True)
+    )
     return Taken(ended - started, spent, *used)
 
 
-def _cpu(redis: RedisNode, postgres: EmbeddedPostgres) -> list[float]:
-    """Seconds of CPU so far: of this process, Redis, and Postgres with its children."""
+def _cpu(redis: RedisNode, postgres: EmbeddedPostgres) -> list[dict[int, float]]:
+    """Seconds of CPU so far by process: of this one, of Redis, of Postgres with its children."""
     trees: list[list[psutil.Process]] = [[psutil.Process()]]
     for server in (redis, postgres):
         parent = psutil.Process(server.pid)
         trees.append([parent, *parent.children(recursive=True)])
-    return [sum(sum(each.cpu_times()[:2]) for each in tree) for tree in trees]
+    return [{each.pid: _cpu_of(each) for each in tree} for tree in trees]
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _check(redis: Redis, load: Load) -> None:

@@ -1,7 +1,7 @@
 """A rebuild gives back every key: counters and boards of all kinds, windows as they were."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -11,7 +11,7 @@ from tallyboard.v1 import counters_pb2 as pb
 from tallyboard.v1.consistency_pb2 import SOURCE_DURABLE, SOURCE_LIVE
 from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
 from tallyboard_server.leaderboards.definitions import from_json
-from tallyboard_server.postgres.entries import close_window, find_window
+from tallyboard_server.postgres.entries import archive_window, close_window, find_window
 from tallyboard_server.postgres.leaderboards import find_by_keys
 from tallyboard_server.postgres.pool import connect
 from tallyboard_server.recovery.boards import BoardLoader
@@ -112,14 +112,16 @@ def close(house: House, board: LiveBoard, window: str) -> None:
         run(house.redis, [windows.close_window(place, incarnation, board.key, window)])
 
 
-def rebuild(house: House, partitions: set[int] = ALL) -> list[Rebuilt]:
+def rebuild(
+    house: House, partitions: set[int] = ALL, clock: Callable[[], int] | None = None
+) -> list[Rebuilt]:
     """Rebuilds partitions; calls go to a new worker from then on."""
     rebuilder = Rebuilder(
         house.settings.redis_url,
         house.settings.postgres_url,
         PARTITIONS,
         last_checkpoint=LastCheckpoint(house.redis, PARTITIONS),
-        clock=house.clock,
+        clock=clock or house.clock,
     )
     done = rebuilder.rebuild(sorted(partitions))
     house.site = house.new_worker()  # the old one knows the old incarnations
@@ -268,6 +270,41 @@ def test_an_archived_window_that_was_written_to_stays(house: House) -> None:
     before = list(board.page(TODAY, page_size=100).entries)
     rebuild(house, set(board.partitions[:1]))
     assert list(board.page(TODAY, page_size=100).entries) == before
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_window_that_closes_while_it_is_loaded(
+    house: House, archived: bool, segments: int
+) -> None:
+    house.clock.now = NOON
+    retention = {"DAILY": 48 * 3600}
+    board = house.new_board(windows="ALL_TIME DAILY", segments=segments, retention=retention)
+    board.submit_all([(f"user:{i}", i, NOON) for i in range(20)])
+    house.new_keeper().checkpoint()
+    before = list(board.page(TODAY, page_size=50).entries)
+    asked = []
+
+    def clock() -> int:
+        """Asked before entries are read, and then when a window of them is about to end."""
+        asked.append(True)
+        if len(asked) == 2:
+            with connect(house.settings.postgres_url) as conn:
+                row = find_window(conn, board.key, TODAY)
+                assert row is not None
+                assert close_window(conn, row.window_id)
+                if archived:
+                    archive_window(conn, row.window_id, None)
+        return house.clock()
+
+    rebuild(house, clock=clock)
+    house.clock.now = NOON + DAY + HOUR
+    keys = [window_keys(place, board.key, TODAY).entries for place in board.partitions]
+    metas = [(house.redis.hget(key, "") or b"")[:1] for key in keys]
+    assert metas == [b"" if archived else b"c"] * segments
+    page = board.page(TODAY, page_size=50)
+    assert list(page.entries) == before
+    assert page.source == (SOURCE_DURABLE if archived else SOURCE_LIVE)
 
 
 def test_one_window_for_the_journal(house: House) -> None:
