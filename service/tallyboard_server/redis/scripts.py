@@ -46,6 +46,11 @@ DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
 KEEP_WINDOWS = _read("keep_windows")
 
+FENCE_PARTITION = _read("fence_partition")
+EMPTY = _read("empty")
+LOAD_VALUES = _read("load_values")
+LOAD_TOKEN = _read("load_token")
+
 ALL = (
     ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN, SUBMIT, REMOVE, ENTRIES, PAGE, PLACES, DISTINCT, LOAD,
     FORGET, CLOSE_WINDOW, TRIM,
