@@ -1,0 +1,337 @@
+"""What Postgres knows without Redis: checkpoints with the journal on top.
+
+Callers hold the transaction, whose reads have to see one moment (see `reading`). Moments are
+microseconds since 1970-01-01T00:00:00Z, indexes count from 0.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final, LiteralString, NamedTuple
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from tallyboard_server.leaderboards.model import SortOrder, TieBreak
+from tallyboard_server.postgres.entries import ranking
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.statements import statement
+
+# What is read first has to come from an index whatever the planner thinks of the tables, which may
+# never have been analyzed; so it may neither sort a window nor read a table to answer.
+_BY_INDEX: Final = ";".join(
+    ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
+    + tuple(
+        f"SET LOCAL enable_{method} = off"
+        for method in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+    )
+)
+_SCALE: Final = 2.0**32
+
+# Orders of whole rankings with the worst entry first, by whether the greatest score ranks first
+# and whether who was earlier does.
+_REVERSED: Final[Mapping[tuple[bool, bool], LiteralString]] = {
+    (True, True): "score, updated_at DESC, member",
+    (True, False): "score, member",
+    (False, True): "score DESC, updated_at DESC, member DESC",
+    (False, False): "score DESC, member DESC",
+}
+# By whether the greatest score ranks first.
+_BETTER: Final[Mapping[bool, LiteralString]] = {True: ">", False: "<"}
+_WORSE: Final[Mapping[bool, LiteralString]] = {True: "<", False: ">"}
+
+
+class DurableCount(NamedTuple):
+    """A counter's total with the journal, and whether there is such a counter."""
+
+    value: int
+    exists: bool
+
+
+class DurableEntry(NamedTuple):
+    """An entry as of the last checkpoint, or as the journal has it."""
+
+    member: str
+    score: float
+    updated_at: int
+    metadata: bytes
+
+
+class Place(NamedTuple):
+    """A place between two entries of a ranking.
+
+    Attributes:
+        kind: "u" (before all entries with the score), "s" (behind them), "b" and "a" (before and
+            behind the entry with this score, moment and member, whether or not it is there).
+        updated_at: counts only where the board's tie break is EARLIEST.
+    """
+
+    kind: str
+    score: float
+    updated_at: int = 0
+    member: str = ""
+
+
+@contextmanager
+def reading(
+    pool: ConnectionPool[BoundedConnection], wait: float, patience: float
+) -> Iterator[BoundedConnection]:
+    """A connection for the reads of one answer, which all see the same moment.
+
+    Args:
+        wait: seconds that may go by until there is a connection.
+        patience: seconds that each of the reads may take.
+
+    Raises:
+        psycopg.Error: Postgres is away, or takes too long.
+    """
+    with pool.connection(wait) as conn:
+        # Postgres ends what takes too long; we ourselves give up when it does not even do that.
+        conn.answer_timeout = patience + 0.1
+        try:
+            conn.execute(f"{_BY_INDEX};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
+            yield conn
+        finally:
+            del conn.answer_timeout
+
+
+def checkpoint_times(conn: psycopg.Connection[Any]) -> dict[int, float]:
+    """By partition, the seconds since the epoch up to which Postgres holds everything."""
+    rows: Iterable[tuple[int, datetime]] = conn.execute(
+        "SELECT partition, checkpointed_at FROM tallyboard.partitions"
+    )
+    return {partition: at.timestamp() for partition, at in rows}
+
+
+def read_counts(
+    conn: psycopg.Connection[Any], tenant: str, counters: Sequence[str]
+) -> dict[str, DurableCount]:
+    """The totals of counters, what is journaled included; every name gets one.
+
+    They may be beyond 64 bits, when more is journaled than can be applied.
+    """
+    rows = conn.execute(
+        statement("durable_counts"), {"tenant": tenant, "counters": list(counters)}
+    )
+    return {
+        counter: DurableCount(
+            int(value or 0) + int(delta or 0), value is not None or delta is not None
+        )
+        for counter, value, delta in rows
+    }
+
+
+def window_sizes(conn: psycopg.Connection[Any], board_key: str) -> dict[str, int]:
+    """How many entries each window has that is not archived, by its name."""
+    return dict(conn.execute(statement("durable_sizes"), {"board_key": board_key}).fetchall())
+
+
+def has_journal(conn: psycopg.Connection[Any], window_id: int) -> bool:
+    """Whether the journal holds entries of a window."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %s)", (window_id,)
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+class DurableRanking:
+    """The ranking of one window, from its stored entries and those of the journal.
+
+    Counts read an index as far as they go, pages only themselves.
+
+    Args:
+        conn: a connection of `reading`.
+        window_id: which window.
+        sort_order, tie_break: the board's.
+    """
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        window_id: int,
+        sort_order: SortOrder,
+        tie_break: TieBreak,
+    ) -> None:
+        self._conn = conn
+        self._id = window_id
+        self._descending = sort_order is SortOrder.DESCENDING
+        self._earliest = tie_break is TieBreak.EARLIEST
+        self._order = ranking(sort_order, tie_break)
+        # Without it, what reads the whole window need not look for what is newer.
+        self._all = statement("durable_entries")
+        if not has_journal(conn, window_id):
+            self._all = (
+                "(SELECT member, score, updated_at FROM tallyboard.leaderboard_entries"
+                " WHERE window_id = %(window_id)s) AS entry"
+            )
+
+    def size(self) -> int:
+        """How many entries there are."""
+        return self._count("true")
+
+    def within(self, least: float | None, greatest: float | None) -> int:
+        """How many entries have scores within bounds, both included; None is no bound."""
+        condition, arguments = _bounds(least, greatest)
+        return self._count(condition, **arguments)
+
+    def ahead_of(self, place: Place) -> int:
+        """How many entries rank before a place."""
+        count = self.better([place.score])[0]
+        if place.kind == "u":
+            return count
+        tied: LiteralString = "true" if place.kind == "s" else self._tied(place)
+        return count + self._count(
+            f"entry.score = %(score)s::float8 AND ({tied})", **place._asdict()
+        )
+
+    def better(self, scores: Sequence[float]) -> list[int]:
+        """For each of these scores, how many entries have a better one."""
+        return self._buckets("durable_better", scores)
+
+    def distinct_better(self, scores: Sequence[float]) -> list[int]:
+        """For each of these scores, how many different scores are better. Costs most of all."""
+        return self._buckets("durable_distinct", scores)
+
+    def members(self, names: Sequence[str]) -> dict[str, DurableEntry]:
+        """The entries of those members that have one."""
+        rows = self._execute("durable_members", members=list(names))
+        return {row[0]: DurableEntry(*row) for row in rows}
+
+    def ties(self, entries: Iterable[DurableEntry]) -> dict[str, int]:
+        """By member, how many entries with the same score rank before each of these."""
+        found = list(entries)
+        rows = self._execute(
+            "durable_ties",
+            members=[entry.member for entry in found],
+            scores=list({entry.score for entry in found}),
+        )
+        return dict(rows.fetchall())
+
+    def behind(
+        self,
+        place: Place | None,
+        limit: int,
+        bounds: tuple[float | None, float | None] = (None, None),
+        skip: int = 0,
+    ) -> list[DurableEntry]:
+        """The entries behind a place, or (None) from the top, best first.
+
+        Args:
+            bounds: least and greatest score; others are left out.
+            skip: how many to leave out first; they are read all the same.
+        """
+        condition: LiteralString = "true"
+        if place is not None:
+            worse = f"entry.score {_WORSE[self._descending]}"
+            condition = f"{worse} %(score)s::float8"
+            if place.kind == "u":
+                condition = f"{worse}= %(score)s::float8"
+            elif place.kind != "s":
+                condition = f"{worse}= %(score)s::float8 AND ({condition} OR NOT ({self._tied(place)}))"
+        return self._page(condition, self._order, place, limit, bounds, skip)
+
+    def before(
+        self,
+        place: Place | None,
+        limit: int,
+        bounds: tuple[float | None, float | None] = (None, None),
+        skip: int = 0,
+    ) -> list[DurableEntry]:
+        """The entries before a place, or (None) up to the end, worst first; otherwise as `behind`."""
+        condition: LiteralString = "true"
+        if place is not None:
+            better = f"entry.score {_BETTER[self._descending]}"
+            condition = f"{better} %(score)s::float8"
+            if place.kind == "s":
+                condition = f"{better}= %(score)s::float8"
+            elif place.kind != "u":
+                condition = f"{better}= %(score)s::float8 AND ({condition} OR {self._tied(place)})"
+        order = _REVERSED[self._descending, self._earliest]
+        return self._page(condition, order, place, limit, bounds, skip)
+
+    def scores_at(self, indexes: Sequence[int]) -> dict[int, float]:
+        """The scores at these indexes; reads the whole window."""
+        order: LiteralString = "entry.score DESC" if self._descending else "entry.score"
+        return dict(self._execute("durable_scores", order, indexes=list(indexes)).fetchall())
+
+    def mean(self, size: int) -> float | None:
+        """The mean of all scores, of which there are `size`; reads the whole window."""
+        row = self._execute("durable_sum").fetchone()
+        if row is None or not size:
+            return None
+        small, large = row
+        return float(large) / size * _SCALE + float(small) / size
+
+    def _tied(self, place: Place) -> LiteralString:
+        """Whether an entry with the score of a place ("a" or "b") ranks before it."""
+        by_member: LiteralString = "entry.member > " if self._descending else "entry.member < "
+        if place.kind == "a":
+            by_member = "entry.member >= " if self._descending else "entry.member <= "
+        tied: LiteralString = f"{by_member} %(member)s"
+        if not self._earliest:
+            return tied
+        moment = "tallyboard.moment(%(updated_at)s)"
+        return f"(entry.updated_at < {moment} OR entry.updated_at = {moment} AND {tied})"
+
+    def _page(
+        self,
+        condition: LiteralString,
+        order: LiteralString,
+        place: Place | None,
+        limit: int,
+        bounds: tuple[float | None, float | None],
+        skip: int,
+    ) -> list[DurableEntry]:
+        if limit <= 0:
+            return []
+        within, arguments = _bounds(*bounds)
+        arguments |= {"limit": limit, "offset": skip, "most": limit + skip}
+        if place is not None:
+            arguments |= place._asdict()
+        query = statement("durable_page").format(
+            condition=f"({condition}) AND {within}", order=order
+        )
+        rows = self._conn.execute(query, arguments | {"window_id": self._id})
+        return [DurableEntry(*row) for row in rows]
+
+    def _count(self, condition: LiteralString, **arguments: Any) -> int:
+        query = statement("durable_count").format(condition=f"({condition})")
+        row = self._conn.execute(query, arguments | {"window_id": self._id}).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _buckets(self, name: str, scores: Sequence[float]) -> list[int]:
+        """Sums up what is better than each score, from counts of what is between them."""
+        sign = -1.0 if self._descending else 1.0
+        keys = sorted({sign * score for score in scores})
+        if not keys:
+            return []
+        query = statement(name).format(
+            key="-entry.score" if self._descending else "entry.score",
+            better=f"entry.score {_BETTER[self._descending]} %(worst)s::float8",
+            entries=self._all,
+        )
+        arguments = {"window_id": self._id, "keys": keys, "worst": sign * keys[-1]}
+        counts = dict(self._conn.execute(query, arguments).fetchall())
+        sums, total = {}, 0
+        for bucket, key in enumerate(keys):
+            total += int(counts.get(bucket, 0))
+            sums[key] = total
+        return [sums[sign * score] for score in scores]
+
+    def _execute(
+        self, name: str, order: LiteralString = "", **arguments: Any
+    ) -> psycopg.Cursor[Any]:
+        query = statement(name).format(order=order or self._order, entries=self._all)
+        return self._conn.execute(query, arguments | {"window_id": self._id})
+
+
+def _bounds(
+    least: float | None, greatest: float | None
+) -> tuple[LiteralString, dict[str, Any]]:
+    """A condition on scores, and its arguments."""
+    condition: LiteralString = "true"
+    if least is not None:
+        condition = "entry.score >= %(least)s::float8"
+    if greatest is not None:
+        condition += " AND entry.score <= %(greatest)s::float8"
+    return condition, {"least": least, "greatest": greatest}
