@@ -1,6 +1,7 @@
 """Reads without Redis: as a plain sorted list answers, the journal's entries in the place of others."""
 
 import random
+import uuid
 from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
+from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.leaderboards.model import SortOrder, TieBreak
 from tallyboard_server.postgres.checkpoints import ShardValue, write_values
 from tallyboard_server.postgres.durable import (
@@ -16,13 +18,15 @@ from tallyboard_server.postgres.durable import (
     DurableEntry,
     DurableRanking,
     Place,
+    Tie,
     checkpoint_times,
     read_counts,
     reading,
     window_sizes,
 )
+from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import insert_partitions
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, open_pool
 from tests.postgres.boards import (
     ALL,
     DAILY,
@@ -37,6 +41,7 @@ from tests.postgres.boards import (
     mixed,
     ranked,
 )
+from tests.postgres.support import new_database
 from tests.postgres.test_archive import Explained
 
 Pool = ConnectionPool[BoundedConnection]
@@ -69,7 +74,7 @@ class Case:
         stored = mixed(60)
         newer = [self._newer(chance, entry.member) for entry in chance.sample(stored, changed)]
         newer += [self._newer(chance, f"new:{number}") for number in range(added)]
-        key = add_board(conn, sort_order=order, tie_break=tie)
+        key = add_board(conn, str(uuid.uuid4()), sort_order=order, tie_break=tie)
         fill(conn, key, ALL, [Standing(entry.member, 99) for entry in stored])
         self.window_id = fill(conn, key, DAILY, stored).window_id
         journal(conn, self.window_id, newer)
@@ -125,17 +130,26 @@ class Case:
             yield Place("a", entry.score, entry.updated_at, entry.member)
 
 
-@pytest.fixture(params=[(*order, sizes) for order in ORDERS for sizes in JOURNALED], ids=str)
-def case(request: pytest.FixtureRequest, pool: Pool) -> Case:
+@pytest.fixture(scope="module")
+def shared(postgres_server: EmbeddedPostgres) -> Iterator[Pool]:
+    """A pool of a database for all cases."""
+    with new_database(postgres_server) as url:
+        migrate(url)
+        with open_pool(url) as pool:
+            yield pool
+
+
+@pytest.fixture(scope="module", params=[(*order, sizes) for order in ORDERS for sizes in JOURNALED], ids=str)
+def case(request: pytest.FixtureRequest, shared: Pool) -> Case:
     """A window in one order, with a journal of one size."""
-    with pool.connection() as conn:
+    with shared.connection() as conn:
         return Case(conn, *request.param)
 
 
 @pytest.fixture
-def conn(pool: Pool, case: Case) -> Iterator[BoundedConnection]:
+def conn(shared: Pool, case: Case) -> Iterator[BoundedConnection]:
     """A connection that reads."""
-    with reading(pool, 5, 10) as conn:
+    with reading(shared, 5, 10) as conn:
         yield conn
 
 
@@ -209,8 +223,17 @@ def test_windows_are_summed_up(case: Case, conn: BoundedConnection) -> None:
     ranking, size = case.ranking(conn), len(case.given)
     scores = [entry.score for entry in case.given]
     indexes = [0, size - 1, size // 2, size, size // 3]
-    expected = {index: scores[index] for index in indexes if index < size}
+    expected = {
+        index: Tie(
+            scores[index],
+            scores.index(scores[index]),
+            scores.index(scores[index]) + scores.count(scores[index]),
+        )
+        for index in indexes
+        if index < size
+    }
     assert ranking.scores_at(indexes) == expected
+    assert ranking.scores_at([]) == {}
     assert ranking.mean(size) == pytest.approx(sum(scores) / size)
 
 
@@ -301,6 +324,7 @@ def test_the_reads_of_one_answer_see_one_moment(pool: Pool) -> None:
         window_id = fill(conn, key, DAILY, [Standing("ann", 1)]).window_id
     with reading(pool, 5, 10) as reader:
         ranking = DurableRanking(reader, window_id, SortOrder.DESCENDING, TieBreak.EARLIEST)
+        assert ranking.size() == 1
         with pool.connection() as conn:
             journal(conn, window_id, [Standing("bob", 2)])
         assert [entry.member for entry in ranking.behind(None, 9)] == ["ann"]

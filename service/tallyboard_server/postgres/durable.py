@@ -17,14 +17,19 @@ from tallyboard_server.postgres.entries import ranking
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.postgres.statements import statement
 
-# What is read first has to come from an index whatever the planner thinks of the tables, which may
-# never have been analyzed; so it may neither sort a window nor read a table to answer.
-_BY_INDEX: Final = ";".join(
-    ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
-    + tuple(
-        f"SET LOCAL enable_{method} = off"
-        for method in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
-    )
+# Answers have to come from indexes whatever the planner thinks of the tables, which may never have
+# been analyzed; so it may neither sort a window, nor read a table, nor keep one to look through.
+_METHODS: Final = ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "material", "sort")
+_BY_INDEX: Final = ";".join(f"SET LOCAL enable_{method} = off" for method in _METHODS)
+_BY_TABLE: Final = ";".join(f"SET LOCAL enable_{method} = on" for method in _METHODS)
+_BEGIN: Final = (
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+    # Many read at the same time; more processes would only get into each other's way.
+    f"SET LOCAL max_parallel_workers_per_gather = 0;{_BY_INDEX}"
+)
+_NOT_REPLACED: Final = (
+    "NOT EXISTS (SELECT FROM tallyboard.journal_entries AS newer"
+    " WHERE newer.window_id = held.window_id AND newer.member = held.member)"
 )
 _SCALE: Final = 2.0**32
 
@@ -55,6 +60,14 @@ class DurableEntry(NamedTuple):
     score: float
     updated_at: int
     metadata: bytes
+
+
+class Tie(NamedTuple):
+    """A score, and which indexes have it: from `first` to before `behind`."""
+
+    score: float
+    first: int
+    behind: int
 
 
 class Place(NamedTuple):
@@ -89,7 +102,7 @@ def reading(
         # Postgres ends what takes too long; we ourselves give up when it does not even do that.
         conn.answer_timeout = patience + 0.1
         try:
-            conn.execute(f"{_BY_INDEX};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
+            conn.execute(f"{_BEGIN};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
             yield conn
         finally:
             del conn.answer_timeout
@@ -126,14 +139,6 @@ def window_sizes(conn: psycopg.Connection[Any], board_key: str) -> dict[str, int
     return dict(conn.execute(statement("durable_sizes"), {"board_key": board_key}).fetchall())
 
 
-def has_journal(conn: psycopg.Connection[Any], window_id: int) -> bool:
-    """Whether the journal holds entries of a window."""
-    row = conn.execute(
-        "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %s)", (window_id,)
-    ).fetchone()
-    return row is not None and bool(row[0])
-
-
 class DurableRanking:
     """The ranking of one window, from its stored entries and those of the journal.
 
@@ -157,13 +162,6 @@ class DurableRanking:
         self._descending = sort_order is SortOrder.DESCENDING
         self._earliest = tie_break is TieBreak.EARLIEST
         self._order = ranking(sort_order, tie_break)
-        # Without it, what reads the whole window need not look for what is newer.
-        self._all = statement("durable_entries")
-        if not has_journal(conn, window_id):
-            self._all = (
-                "(SELECT member, score, updated_at FROM tallyboard.leaderboard_entries"
-                " WHERE window_id = %(window_id)s) AS entry"
-            )
 
     def size(self) -> int:
         """How many entries there are."""
@@ -186,6 +184,9 @@ class DurableRanking:
 
     def better(self, scores: Sequence[float]) -> list[int]:
         """For each of these scores, how many entries have a better one."""
+        if len(scores) == 1:
+            better = f"entry.score {_BETTER[self._descending]} %(score)s::float8"
+            return [self._count(better, score=scores[0])]
         return self._buckets("durable_better", scores)
 
     def distinct_better(self, scores: Sequence[float]) -> list[int]:
@@ -194,14 +195,14 @@ class DurableRanking:
 
     def members(self, names: Sequence[str]) -> dict[str, DurableEntry]:
         """The entries of those members that have one."""
-        rows = self._execute("durable_members", members=list(names))
+        rows = self._execute(statement("durable_members"), members=list(names))
         return {row[0]: DurableEntry(*row) for row in rows}
 
     def ties(self, entries: Iterable[DurableEntry]) -> dict[str, int]:
         """By member, how many entries with the same score rank before each of these."""
         found = list(entries)
         rows = self._execute(
-            "durable_ties",
+            statement("durable_ties").format(order=self._order),
             members=[entry.member for entry in found],
             scores=list({entry.score for entry in found}),
         )
@@ -249,18 +250,39 @@ class DurableRanking:
         order = _REVERSED[self._descending, self._earliest]
         return self._page(condition, order, place, limit, bounds, skip)
 
-    def scores_at(self, indexes: Sequence[int]) -> dict[int, float]:
-        """The scores at these indexes; reads the whole window."""
-        order: LiteralString = "entry.score DESC" if self._descending else "entry.score"
-        return dict(self._execute("durable_scores", order, indexes=list(indexes)).fetchall())
+    def scores_at(self, indexes: Sequence[int]) -> dict[int, Tie]:
+        """The scores at these indexes; those beyond the end are left out. Reads all scores."""
+        asked = sorted(set(indexes))
+        if not asked:
+            return {}
+        query = statement("durable_scores").format(
+            order="score DESC" if self._descending else "score"
+        )
+        ties = [Tie(*row) for row in self._execute(query, indexes=asked)]
+        return {
+            index: tie for tie in ties for index in asked if tie.first <= index < tie.behind
+        }
 
     def mean(self, size: int) -> float | None:
         """The mean of all scores, of which there are `size`; reads the whole window."""
-        row = self._execute("durable_sum").fetchone()
-        if row is None or not size:
+        if not size:
             return None
-        small, large = row
+        kept: LiteralString = "true"
+        if self._has_journal():
+            kept = _NOT_REPLACED
+            # Nothing is gained by an order here, and what is replaced is found by a hash.
+            self._conn.execute(_BY_TABLE)
+        row = self._execute(statement("durable_sum").format(kept=kept)).fetchone()
+        if kept is _NOT_REPLACED:
+            self._conn.execute(_BY_INDEX)
+        small, large = row or (0.0, 0.0)
         return float(large) / size * _SCALE + float(small) / size
+
+    def _has_journal(self) -> bool:
+        row = self._execute(
+            "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %(window_id)s)"
+        ).fetchone()
+        return row is not None and bool(row[0])
 
     def _tied(self, place: Place) -> LiteralString:
         """Whether an entry with the score of a place ("a" or "b") ranks before it."""
@@ -291,12 +313,11 @@ class DurableRanking:
         query = statement("durable_page").format(
             condition=f"({condition}) AND {within}", order=order
         )
-        rows = self._conn.execute(query, arguments | {"window_id": self._id})
-        return [DurableEntry(*row) for row in rows]
+        return [DurableEntry(*row) for row in self._execute(query, **arguments)]
 
     def _count(self, condition: LiteralString, **arguments: Any) -> int:
         query = statement("durable_count").format(condition=f"({condition})")
-        row = self._conn.execute(query, arguments | {"window_id": self._id}).fetchone()
+        row = self._execute(query, **arguments).fetchone()
         return 0 if row is None else int(row[0])
 
     def _buckets(self, name: str, scores: Sequence[float]) -> list[int]:
@@ -308,20 +329,15 @@ class DurableRanking:
         query = statement(name).format(
             key="-entry.score" if self._descending else "entry.score",
             better=f"entry.score {_BETTER[self._descending]} %(worst)s::float8",
-            entries=self._all,
         )
-        arguments = {"window_id": self._id, "keys": keys, "worst": sign * keys[-1]}
-        counts = dict(self._conn.execute(query, arguments).fetchall())
+        counts = dict(self._execute(query, keys=keys, worst=sign * keys[-1]).fetchall())
         sums, total = {}, 0
         for bucket, key in enumerate(keys):
             total += int(counts.get(bucket, 0))
             sums[key] = total
         return [sums[sign * score] for score in scores]
 
-    def _execute(
-        self, name: str, order: LiteralString = "", **arguments: Any
-    ) -> psycopg.Cursor[Any]:
-        query = statement(name).format(order=order or self._order, entries=self._all)
+    def _execute(self, query: LiteralString, **arguments: Any) -> psycopg.Cursor[Any]:
         return self._conn.execute(query, arguments | {"window_id": self._id})
 
 
