@@ -7,6 +7,7 @@ microseconds since 1970-01-01T00:00:00Z, indexes count from 0.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
@@ -20,12 +21,20 @@ from tallyboard_server.postgres.statements import statement
 # Answers have to come from indexes whatever the planner thinks of the tables, which may never have
 # been analyzed; so it may neither sort a window, nor read a table, nor keep one to look through.
 _METHODS: Final = ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "material", "sort")
-_BY_INDEX: Final = ";".join(f"SET LOCAL enable_{method} = off" for method in _METHODS)
-_BY_TABLE: Final = ";".join(f"SET LOCAL enable_{method} = on" for method in _METHODS)
+_BY_INDEX: Final = ";".join(
+    [*(f"SET LOCAL enable_{method} = off" for method in _METHODS), "SET LOCAL work_mem TO DEFAULT"]
+)
+_BY_TABLE: Final = ";".join(
+    [*(f"SET LOCAL enable_{method} = on" for method in _METHODS), "SET LOCAL work_mem = '64MB'"]
+)
 _BEGIN: Final = (
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
     # Many read at the same time; more processes would only get into each other's way.
     f"SET LOCAL max_parallel_workers_per_gather = 0;{_BY_INDEX}"
+)
+_STORED_WEIGHTS: Final = (
+    "(SELECT score, 1 AS weight FROM tallyboard.leaderboard_entries"
+    " WHERE window_id = %(window_id)s) AS entry"
 )
 _NOT_REPLACED: Final = (
     "NOT EXISTS (SELECT FROM tallyboard.journal_entries AS newer"
@@ -190,8 +199,9 @@ class DurableRanking:
         return self._buckets("durable_better", scores)
 
     def distinct_better(self, scores: Sequence[float]) -> list[int]:
-        """For each of these scores, how many different scores are better. Costs most of all."""
-        return self._buckets("durable_distinct", scores)
+        """For each of these scores, how many different scores are better. Reads all of those."""
+        with self._weights() as weights:
+            return self._buckets("durable_distinct", scores, weights)
 
     def members(self, names: Sequence[str]) -> dict[str, DurableEntry]:
         """The entries of those members that have one."""
@@ -255,34 +265,44 @@ class DurableRanking:
         asked = sorted(set(indexes))
         if not asked:
             return {}
-        query = statement("durable_scores").format(
-            order="score DESC" if self._descending else "score"
-        )
-        ties = [Tie(*row) for row in self._execute(query, indexes=asked)]
-        return {
-            index: tie for tie in ties for index in asked if tie.first <= index < tie.behind
-        }
+        order: LiteralString = "entry.score DESC" if self._descending else "entry.score"
+        with self._weights() as weights:
+            query = statement("durable_scores").format(order=order, weights=weights)
+            ties = [Tie(*row) for row in self._execute(query, indexes=asked)]
+        return {index: tie for tie in ties for index in asked if tie.first <= index < tie.behind}
 
     def mean(self, size: int) -> float | None:
         """The mean of all scores, of which there are `size`; reads the whole window."""
         if not size:
             return None
-        kept: LiteralString = "true"
-        if self._has_journal():
-            kept = _NOT_REPLACED
-            # Nothing is gained by an order here, and what is replaced is found by a hash.
-            self._conn.execute(_BY_TABLE)
-        row = self._execute(statement("durable_sum").format(kept=kept)).fetchone()
-        if kept is _NOT_REPLACED:
-            self._conn.execute(_BY_INDEX)
+        kept = _NOT_REPLACED if self._is_journaled else "true"
+        with self._whole():
+            row = self._execute(statement("durable_sum").format(kept=kept)).fetchone()
         small, large = row or (0.0, 0.0)
         return float(large) / size * _SCALE + float(small) / size
 
-    def _has_journal(self) -> bool:
+    @cached_property
+    def _is_journaled(self) -> bool:
         row = self._execute(
             "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %(window_id)s)"
         ).fetchone()
         return row is not None and bool(row[0])
+
+    @contextmanager
+    def _weights(self) -> Iterator[LiteralString]:
+        """What a statement can read all scores from."""
+        with self._whole():
+            yield statement("durable_weights") if self._is_journaled else _STORED_WEIGHTS
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """For what reads the whole window: with a journal, more than an index helps."""
+        if not self._is_journaled:
+            yield
+            return
+        self._conn.execute(_BY_TABLE)
+        yield
+        self._conn.execute(_BY_INDEX)
 
     def _tied(self, place: Place) -> LiteralString:
         """Whether an entry with the score of a place ("a" or "b") ranks before it."""
@@ -320,7 +340,9 @@ class DurableRanking:
         row = self._execute(query, **arguments).fetchone()
         return 0 if row is None else int(row[0])
 
-    def _buckets(self, name: str, scores: Sequence[float]) -> list[int]:
+    def _buckets(
+        self, name: str, scores: Sequence[float], weights: LiteralString = ""
+    ) -> list[int]:
         """Sums up what is better than each score, from counts of what is between them."""
         sign = -1.0 if self._descending else 1.0
         keys = sorted({sign * score for score in scores})
@@ -329,6 +351,7 @@ class DurableRanking:
         query = statement(name).format(
             key="-entry.score" if self._descending else "entry.score",
             better=f"entry.score {_BETTER[self._descending]} %(worst)s::float8",
+            weights=weights,
         )
         counts = dict(self._execute(query, keys=keys, worst=sign * keys[-1]).fetchall())
         sums, total = {}, 0
