@@ -1,10 +1,10 @@
-"""Reads without Redis: as a plain sorted list answers, the journal's entries in the place of others."""
+"""Reads without Redis: as a plain sorted list answers, with the journal on top."""
 
 import random
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -17,13 +17,15 @@ from tallyboard_server.postgres.durable import (
     DurableCount,
     DurableEntry,
     DurableRanking,
+    PartitionAge,
     Place,
     Tie,
-    checkpoint_times,
+    partition_ages,
     read_counts,
     reading,
     window_sizes,
 )
+from tallyboard_server.postgres.journal import begin_journaling
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import insert_partitions
 from tallyboard_server.postgres.pool import BoundedConnection, open_pool
@@ -42,7 +44,7 @@ from tests.postgres.boards import (
     ranked,
 )
 from tests.postgres.support import new_database
-from tests.postgres.test_archive import Explained
+from tests.postgres.test_archive import nodes
 
 Pool = ConnectionPool[BoundedConnection]
 Bounds = tuple[float | None, float | None]
@@ -113,9 +115,7 @@ class Case:
 
     def _is_at(self, entry: Standing, place: Place) -> bool:
         same = (entry.member, entry.score) == (place.member, place.score)
-        return same and (
-            self.tie is TieBreak.MEMBER_ID or entry.updated_at == place.updated_at
-        )
+        return same and (self.tie is TieBreak.MEMBER_ID or entry.updated_at == place.updated_at)
 
     def places(self) -> Iterator[Place]:
         """Places at entries, between them and beyond them."""
@@ -139,7 +139,9 @@ def shared(postgres_server: EmbeddedPostgres) -> Iterator[Pool]:
             yield pool
 
 
-@pytest.fixture(scope="module", params=[(*order, sizes) for order in ORDERS for sizes in JOURNALED], ids=str)
+@pytest.fixture(
+    scope="module", params=[(*order, sizes) for order in ORDERS for sizes in JOURNALED], ids=str
+)
 def case(request: pytest.FixtureRequest, shared: Pool) -> Case:
     """A window in one order, with a journal of one size."""
     with shared.connection() as conn:
@@ -181,8 +183,7 @@ def test_bounds_leave_others_out(case: Case, conn: BoundedConnection, bounds: Bo
     held = [
         entry
         for entry in case.expected
-        if (least is None or entry.score >= least)
-        and (greatest is None or entry.score <= greatest)
+        if (least is None or entry.score >= least) and (greatest is None or entry.score <= greatest)
     ]
     assert ranking.within(least, greatest) == len(held)
     assert ranking.behind(None, 1000, bounds) == held
@@ -270,7 +271,9 @@ def test_sizes_of_windows(pool: Pool) -> None:
         assert window_sizes(conn, key) == {"all": 3}
 
 
-def shard(partition: int, counter: str, value: int, *, wide: bool = False, frozen: bool = False) -> ShardValue:
+def shard(
+    partition: int, counter: str, value: int, *, wide: bool = False, frozen: bool = False
+) -> ShardValue:
     return ShardValue(partition, "acme", counter, wide, value, frozen)
 
 
@@ -314,8 +317,12 @@ def test_counts_are_checkpoints_and_journal(pool: Pool) -> None:
 def test_the_age_of_partitions(pool: Pool) -> None:
     with pool.connection() as conn:
         insert_partitions(conn, {0: "life", 1: "life"}, opened=True, checkpointed_at=NOW)
+        begin_journaling(conn, [1])
     with reading(pool, 5, 10) as conn:
-        assert checkpoint_times(conn) == {0: NOW.timestamp(), 1: NOW.timestamp()}
+        assert partition_ages(conn) == {
+            0: PartitionAge(NOW.timestamp(), is_open=True),
+            1: PartitionAge(NOW.timestamp(), is_open=False),
+        }
 
 
 def test_the_reads_of_one_answer_see_one_moment(pool: Pool) -> None:
@@ -340,3 +347,76 @@ def test_a_read_takes_no_longer_than_it_may(pool: Pool) -> None:
     with pool.connection() as conn:
         assert (shown, conn.execute("SHOW statement_timeout").fetchone()) == (("10s",), ("10s",))
         assert conn.answer_timeout == BoundedConnection.answer_timeout
+
+
+class Explained:
+    """A connection that adds up how many entries its queries look at, and collects their scans."""
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn = conn
+        self.rows = 0
+        self.scans: set[str] = set()
+
+    def execute(self, query: str, arguments: Any) -> psycopg.Cursor[Any]:
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {query}".encode()
+        row = self._conn.execute(explain, arguments).fetchone()
+        assert row is not None
+        for node in nodes(row[0][0]["Plan"]):
+            if node.get("Relation Name") in ("leaderboard_entries", "journal_entries"):
+                rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+                self.rows += int(rows * node["Actual Loops"])
+                self.scans.add(node["Node Type"])
+        return self._conn.execute(query.encode(), arguments)
+
+
+NEAR_TOP = Place("b", 995.0, MIDNIGHT + 50, "user:5")
+MIDDLE = Place("b", 500.0, MIDNIGHT + 50, "user:5")
+#: Reads, and how many entries each may look at: 100 of 100,000 have the same score.
+READS: list[tuple[str, int, Callable[[DurableRanking], object]]] = [
+    ("top", 600, lambda ranking: ranking.behind(None, 101)),
+    ("end", 600, lambda ranking: ranking.before(None, 101)),
+    ("behind", 600, lambda ranking: ranking.behind(MIDDLE, 101)),
+    ("before", 600, lambda ranking: ranking.before(MIDDLE, 101)),
+    ("rank near the top", 1_200, lambda ranking: ranking.ahead_of(NEAR_TOP)),
+    ("rank", LARGE // 2 + 1_200, lambda ranking: ranking.ahead_of(MIDDLE)),
+    ("one", 1, lambda ranking: ranking.members(["user:7"])),
+    ("friends", 200, lambda ranking: ranking.members([f"user:{at}" for at in range(100)])),
+]
+
+
+@pytest.fixture
+def large(pool: Pool) -> int:
+    """The id of a window with many entries, some of them journaled, beside another one."""
+    with pool.connection() as conn:
+        key = add_board(conn)
+        fill(conn, key, ALL, mixed())
+        window_id = fill(conn, key, DAILY, [Standing("user:0", 0)]).window_id
+        conn.execute(
+            "INSERT INTO tallyboard.leaderboard_entries"
+            " (window_id, member, partition, score, updated_at, metadata)"
+            " SELECT %s, 'user:' || number, 1, number * 7919 %% 1000,"
+            " tallyboard.moment(%s + number %% 100), '' FROM generate_series(1, %s) AS number",
+            (window_id, MIDNIGHT, LARGE),
+        )
+        journal(conn, window_id, [Standing(f"user:{at * 997}", at % 1000) for at in range(100)])
+    with pool.connection() as conn:
+        conn.autocommit = True
+        conn.execute("VACUUM tallyboard.leaderboard_entries")
+        conn.autocommit = False
+    return window_id
+
+
+def test_reads_near_a_place_do_not_read_the_window(pool: Pool, large: int) -> None:
+    for analyzed in (False, True):
+        if analyzed:
+            with pool.connection() as conn:
+                conn.execute("ANALYZE tallyboard.leaderboard_entries, tallyboard.journal_entries")
+        for name, most, call in READS:
+            with reading(pool, 5, 10) as conn:
+                explained = Explained(conn)
+                ranking = DurableRanking(
+                    cast(Any, explained), large, SortOrder.DESCENDING, TieBreak.EARLIEST
+                )
+                assert call(ranking)
+                assert explained.rows <= most, (name, analyzed)
+                assert explained.scans <= {"Index Scan", "Index Only Scan"}, (name, analyzed)

@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 
 from tallyboard_server.leaderboards.model import SortOrder, TieBreak
 from tallyboard_server.postgres.entries import ranking
+from tallyboard_server.postgres.journal import OPEN
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.postgres.statements import statement
 
@@ -53,6 +54,18 @@ _REVERSED: Final[Mapping[tuple[bool, bool], LiteralString]] = {
 # By whether the greatest score ranks first.
 _BETTER: Final[Mapping[bool, LiteralString]] = {True: ">", False: "<"}
 _WORSE: Final[Mapping[bool, LiteralString]] = {True: "<", False: ">"}
+
+
+class PartitionAge(NamedTuple):
+    """How old what Postgres has of a partition is.
+
+    Attributes:
+        checkpointed_at: seconds since the epoch; what Redis had then is here.
+        is_open: writes go to Redis; what the journal has of entries is not here.
+    """
+
+    checkpointed_at: float
+    is_open: bool
 
 
 class DurableCount(NamedTuple):
@@ -109,20 +122,20 @@ def reading(
     """
     with pool.connection(wait) as conn:
         # Postgres ends what takes too long; we ourselves give up when it does not even do that.
-        conn.answer_timeout = patience + 0.1
+        usual, conn.answer_timeout = conn.answer_timeout, patience + 0.1
         try:
             conn.execute(f"{_BEGIN};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
             yield conn
         finally:
-            del conn.answer_timeout
+            conn.answer_timeout = usual
 
 
-def checkpoint_times(conn: psycopg.Connection[Any]) -> dict[int, float]:
-    """By partition, the seconds since the epoch up to which Postgres holds everything."""
-    rows: Iterable[tuple[int, datetime]] = conn.execute(
-        "SELECT partition, checkpointed_at FROM tallyboard.partitions"
+def partition_ages(conn: psycopg.Connection[Any]) -> dict[int, PartitionAge]:
+    """How old what Postgres has is, by partition."""
+    rows: Iterable[tuple[int, datetime, str]] = conn.execute(
+        "SELECT partition, checkpointed_at, state FROM tallyboard.partitions"
     )
-    return {partition: at.timestamp() for partition, at in rows}
+    return {partition: PartitionAge(at.timestamp(), state == OPEN) for partition, at, state in rows}
 
 
 def read_counts(
@@ -132,9 +145,7 @@ def read_counts(
 
     They may be beyond 64 bits, when more is journaled than can be applied.
     """
-    rows = conn.execute(
-        statement("durable_counts"), {"tenant": tenant, "counters": list(counters)}
-    )
+    rows = conn.execute(statement("durable_counts"), {"tenant": tenant, "counters": list(counters)})
     return {
         counter: DurableCount(
             int(value or 0) + int(delta or 0), value is not None or delta is not None
@@ -146,6 +157,14 @@ def read_counts(
 def window_sizes(conn: psycopg.Connection[Any], board_key: str) -> dict[str, int]:
     """How many entries each window has that is not archived, by its name."""
     return dict(conn.execute(statement("durable_sizes"), {"board_key": board_key}).fetchall())
+
+
+def has_journal(conn: psycopg.Connection[Any], window_id: int) -> bool:
+    """Whether the journal has entries of a window."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %s)", (window_id,)
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 class DurableRanking:
@@ -238,7 +257,9 @@ class DurableRanking:
             if place.kind == "u":
                 condition = f"{worse}= %(score)s::float8"
             elif place.kind != "s":
-                condition = f"{worse}= %(score)s::float8 AND ({condition} OR NOT ({self._tied(place)}))"
+                condition = (
+                    f"{worse}= %(score)s::float8 AND ({condition} OR NOT ({self._tied(place)}))"
+                )
         return self._page(condition, self._order, place, limit, bounds, skip)
 
     def before(
@@ -248,7 +269,10 @@ class DurableRanking:
         bounds: tuple[float | None, float | None] = (None, None),
         skip: int = 0,
     ) -> list[DurableEntry]:
-        """The entries before a place, or (None) up to the end, worst first; otherwise as `behind`."""
+        """The entries before a place, or (None) up to the end, worst first.
+
+        Otherwise as `behind`.
+        """
         condition: LiteralString = "true"
         if place is not None:
             better = f"entry.score {_BETTER[self._descending]}"
@@ -283,10 +307,7 @@ class DurableRanking:
 
     @cached_property
     def _is_journaled(self) -> bool:
-        row = self._execute(
-            "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %(window_id)s)"
-        ).fetchone()
-        return row is not None and bool(row[0])
+        return has_journal(self._conn, self._id)
 
     @contextmanager
     def _weights(self) -> Iterator[LiteralString]:
@@ -364,9 +385,7 @@ class DurableRanking:
         return self._conn.execute(query, arguments | {"window_id": self._id})
 
 
-def _bounds(
-    least: float | None, greatest: float | None
-) -> tuple[LiteralString, dict[str, Any]]:
+def _bounds(least: float | None, greatest: float | None) -> tuple[LiteralString, dict[str, Any]]:
     """A condition on scores, and its arguments."""
     condition: LiteralString = "true"
     if least is not None:

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import psycopg
 import structlog
@@ -27,16 +27,6 @@ _MOST_RESERVED: Final = 0.25
 _SHARE_RESERVED: Final = 0.25
 _AWAY: Final = frozenset({"REDIS_UNAVAILABLE", "PARTITION_UNAVAILABLE"})
 _log = structlog.get_logger(__name__)
-
-
-class _Dated(Protocol):
-    """An answer that says how old it may be."""
-
-    @property
-    def as_of(self) -> float: ...
-
-
-Answer = TypeVar("Answer", bound=_Dated)
 
 
 def is_away(error: TallyboardError) -> bool:
@@ -100,36 +90,20 @@ class DurableReads:
         left = deadline - time.monotonic()
         return deadline - min(_MOST_RESERVED, max(0.0, left) * _SHARE_RESERVED)
 
-    def instead(
-        self,
-        error: TallyboardError,
-        fallback: Fallback,
-        staleness: float | None,
-        load: Callable[[], Answer],
-    ) -> Answer:
-        """The answer from Postgres, if there may be one where Redis gave an error.
+    def may_answer(
+        self, error: TallyboardError, fallback: Fallback, staleness: float | None
+    ) -> bool:
+        """Whether Postgres may answer where Redis gave an error.
 
         Args:
-            error: what reading from Redis raised.
             staleness: seconds that the answer may be old; None asks for one as of now.
-            load: reads from Postgres.
-
-        Raises:
-            TallyboardError: the error, unless Postgres may answer; or why Postgres can't.
         """
-        if not (is_away(error) and self._may_help(fallback, staleness)):
-            raise error
-        begun = time.time()
-        answer = load()
-        if not self.is_good(answer, fallback, staleness, begun):
-            raise as_away(error) from error
-        return answer
+        return self._may_help(fallback, staleness) and is_away(error)
 
-    def is_good(
-        self, answer: _Dated, fallback: Fallback, staleness: float | None, begun: float
-    ) -> bool:
-        """Whether an answer from Postgres is fresh enough for a read that began then."""
-        return fallback is Fallback.ANY_AGE or answer.as_of >= begun - (staleness or 0.0)
+    @staticmethod
+    def is_fresh(as_of: float, fallback: Fallback, staleness: float | None, begun: float) -> bool:
+        """Whether an answer is fresh enough for a read that began then."""
+        return fallback is Fallback.ANY_AGE or as_of >= begun - (staleness or 0.0)
 
     def _may_help(self, fallback: Fallback, staleness: float | None) -> bool:
         if fallback is Fallback.NEVER:
