@@ -454,7 +454,7 @@ def test_kinds_share_one_limit(opened: ExitStack) -> None:
 def test_a_watcher_that_was_ended_makes_room(opened: ExitStack, numbers: Numbers) -> None:
     hub = opened.enter_context(closing(WatchHub(1, tick=TICK)))
     watches = hub.of(numbers)
-    numbers.errors["acme", "gone"] = Unavailable("away")
+    numbers.errors["acme", "gone"] = NotFound("gone")
     for _ in range(3):
         listener = Listener(("acme", "gone"))
         add(watches, listener)

@@ -109,14 +109,17 @@ class CounterServicer:
         """Reads one counter; the response of a count in memory is encoded once."""
         counter = request.counter
         validation.check_name("counter", counter)
-        staleness = validation.staleness(request.consistency, self._default_staleness)
-        if staleness is None:
-            return pb.GetCounterResponse(count=self._exact(caller, counter))
-        reader = self._counters.reader
-        count = reader.cached(caller.tenant, counter, staleness)
-        if count is None:
-            count = reader.get(caller.tenant, (counter,), staleness, caller.deadline)[0]
-        return _encoded(count)
+        consistency, reader = request.consistency, self._counters.reader
+        staleness = validation.staleness(consistency, self._default_staleness)
+        if staleness is not None:
+            count = reader.cached(caller.tenant, counter, staleness)
+            if count is not None:
+                return _encoded(count)
+        fallback = validation.fallback(consistency)
+        count = reader.get(caller.tenant, (counter,), staleness, caller.deadline, fallback)[0]
+        return (
+            pb.GetCounterResponse(count=to_proto(count)) if staleness is None else _encoded(count)
+        )
 
     def batch_get_counters(
         self, request: pb.BatchGetCountersRequest, caller: Caller
@@ -125,11 +128,9 @@ class CounterServicer:
         names = list(request.counters)
         validation.check_names("counters", names, MAX_READ)
         staleness = validation.staleness(request.consistency, self._default_staleness)
+        fallback = validation.fallback(request.consistency)
         reader = self._counters.reader
-        if staleness is None:
-            counts = reader.exact(caller.tenant, names, caller.deadline)
-        else:
-            counts = reader.get(caller.tenant, names, staleness, caller.deadline)
+        counts = reader.get(caller.tenant, names, staleness, caller.deadline, fallback)
         return pb.BatchGetCountersResponse(counts=[to_proto(count) for count in counts])
 
     def list_counters(
