@@ -29,14 +29,21 @@ from tallyboard_server.redis.scores import make_record, parse_record
 _BOARDS: Final = 5_000
 _GROUP: Final = 100
 _PAGE: Final = 1_000
+_MOST_NOTED: Final = 100_000
 
 
 class _Window(NamedTuple):
-    """A window under comparison: `row` None if no checkpoint has found it."""
+    """A window under comparison.
+
+    Attributes:
+        row: None if no checkpoint has found it.
+        noted: members that differ, so that none is counted twice; the first few if there are many.
+    """
 
     board: BoardHere
     place: Place
     row: WindowHere | None
+    noted: set[str]
 
 
 class EntryCheck:
@@ -99,6 +106,7 @@ class EntryCheck:
                 by_key[key],
                 Place(partition.number, key, window, by_key[key].earliest),
                 by_name.get((key, window)),
+                set(),
             )
             for key, window in sorted(in_redis | by_name.keys())
         ]
@@ -107,7 +115,8 @@ class EntryCheck:
         self, partition: OpenPartition, found: Verified, window: _Window
     ) -> Iterator[None]:
         place, incarnation = window.place, partition.incarnation
-        if not self._is_comparable(window.row, self._looks.sizes(place, incarnation)):
+        before = self._looks.sizes(place, incarnation)
+        if not self._is_comparable(window.row, before):
             return
         present = 0
         after = ""
@@ -120,12 +129,11 @@ class EntryCheck:
             if len(page) < _PAGE:
                 break
             after = page[-1].member
-        # Whoever is deleted between the look at the page and this one hides one that Redis has
-        # too many, until the next comparison.
         sizes = self._looks.sizes(place, incarnation)
-        if sizes.entries > present:
+        # Where entries come and go meanwhile, their number says nothing.
+        if sizes.entries != present or before.changed or sizes.changed:
             yield from self._search(partition, found, window)
-        if sizes.ranked > sizes.entries:
+        if sizes.ranked > sizes.entries or window.noted:
             yield from self._search_ranking(found, window)
 
     def _is_comparable(self, row: WindowHere | None, sizes: Sizes) -> bool:
@@ -164,9 +172,8 @@ class EntryCheck:
 
     def _search(self, partition: OpenPartition, found: Verified, window: _Window) -> Iterator[None]:
         """Looks for entries that only Redis has."""
-        seen: set[str] = set()
         for names in self._looks.members(window.place, _PAGE):
-            members = {name.decode("utf-8", "surrogateescape") for name in names} - seen
+            members = {name.decode("utf-8", "surrogateescape") for name in names} - window.noted
             unknown = sorted(members - self._stored(window.row, members).keys())
             looks = self._looks.entries(window.place, partition.incarnation, _bytes(unknown))
             suspects = [
@@ -174,17 +181,17 @@ class EntryCheck:
                 for member, look in zip(unknown, looks, strict=True)
                 if _problem(None, look, window.board.descending) is not None
             ]
-            seen.update(suspects)
             self._settle(partition, found, window, suspects)
             yield
 
     def _search_ranking(self, found: Verified, window: _Window) -> Iterator[None]:
         """Looks for members of the ranking that have no such entry."""
         for strangers in self._looks.strangers(window.place, _PAGE):
-            for member, score in strangers:
-                name = member.decode("utf-8", "replace")
-                detail = "the ranking in Redis has it without an entry of that moment"
-                self._note(found, window, name, _decimal(score), None, detail)
+            for name, score in strangers:
+                member = name.decode("utf-8", "surrogateescape")
+                if member not in window.noted:
+                    detail = "the ranking in Redis has it without an entry of that moment"
+                    self._note(found, window, member, _decimal(score), None, detail)
             yield
 
     def _settle(
@@ -211,8 +218,7 @@ class EntryCheck:
             if problem is not None:
                 redis, detail = problem
                 postgres = None if entry is None else _decimal(entry.score)
-                name = member.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                self._note(found, window, name, redis, postgres, detail)
+                self._note(found, window, member, redis, postgres, detail)
 
     def _stored(self, row: WindowHere | None, members: set[str]) -> dict[str, StoredEntry]:
         if row is None:
@@ -229,8 +235,11 @@ class EntryCheck:
         postgres: str | None,
         detail: str,
     ) -> None:
+        if len(window.noted) < _MOST_NOTED:
+            window.noted.add(member)
         board = window.board
-        name = EntryName(board.leaderboard_id, window.place.window, member)
+        shown = member.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        name = EntryName(board.leaderboard_id, window.place.window, shown)
         found.note(Difference(board.tenant, name, redis, postgres, detail))
 
 

@@ -45,11 +45,13 @@ class Sizes(NamedTuple):
     Attributes:
         has_meta: False when Redis has nothing of the window, or it is being loaded.
         entries, ranked: how many entries, and how many members of the ranking.
+        changed: members that have changed since the last checkpoint, deleted ones included.
     """
 
     has_meta: bool
     entries: int
     ranked: int
+    changed: int
 
 
 class Place(NamedTuple):
@@ -103,7 +105,7 @@ class Looks:
         looks: list[EntryLook] = []
         for low in range(0, len(members), MAX_MEMBERS):
             reply = self._ask(place, incarnation, members[low : low + MAX_MEMBERS])
-            for record, ranked, newer in zip(*reply[4:], strict=True):
+            for record, ranked, newer in zip(*reply[5:], strict=True):
                 looks.append(
                     EntryLook(record, None if ranked is None else float(ranked), bool(newer))
                 )
@@ -112,7 +114,7 @@ class Looks:
     def sizes(self, place: Place, incarnation: str) -> Sizes:
         """Counts a window's entries."""
         reply = self._ask(place, incarnation, ())
-        return Sizes(bool(reply[1]), reply[2], reply[3])
+        return Sizes(bool(reply[1]), *reply[2:5])
 
     def windows(self, partition: int, board_keys: Sequence[str]) -> list[set[bytes]]:
         """The windows that boards have in a partition."""
