@@ -30,7 +30,7 @@ def read_standings(conn: psycopg.Connection[Any]) -> list[Standing]:
 def journal_depth(conn: psycopg.Connection[Any]) -> int:
     """How many batches are in the journal; above COUNTED_BATCHES at most as many."""
     row = conn.execute(
-        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS some",
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS found",
         (COUNTED_BATCHES + 1,),
     ).fetchone()
     counted = 0 if row is None else int(row[0])
