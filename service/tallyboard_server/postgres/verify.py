@@ -80,7 +80,7 @@ def shard_page(
         " ORDER BY tenant, counter, wide LIMIT %s",
         (partition, tenant, counter, wide, limit),
         binary=True,
-    )
+    ).fetchall()
     return [
         Shard(ShardName(partition, tenant, counter, wide), value, frozen)
         for tenant, counter, wide, value, frozen in rows
@@ -103,7 +103,7 @@ def find_shards(
 
 def missing_shards(conn: psycopg.Connection[Any], names: Sequence[ShardName]) -> list[ShardName]:
     """Those of these shards that there are not."""
-    rows = conn.execute(statement("missing_shards"), _columns(names))
+    rows = conn.execute(statement("missing_shards"), _columns(names)).fetchall()
     return [names[row[0] - 1] for row in rows]
 
 
@@ -162,8 +162,8 @@ def entry_page_here(
         " WHERE window_id = %s AND partition = %s AND member > %s ORDER BY member LIMIT %s",
         (window_id, partition, after, limit),
         binary=True,
-    )
-    return [StoredEntry(*row) for row in rows]
+    ).fetchall()
+    return list(map(StoredEntry._make, rows))
 
 
 def find_entries(
@@ -174,17 +174,13 @@ def find_entries(
         f"SELECT {_ENTRY} FROM tallyboard.leaderboard_entries"
         " WHERE window_id = %s AND member = ANY(%s)",
         (window_id, list(members)),
-    )
+    ).fetchall()
     return {row[0]: StoredEntry(*row) for row in rows}
 
 
 def _columns(names: Sequence[ShardName]) -> tuple[list[Any], ...]:
-    return (
-        [name.partition for name in names],
-        [name.tenant for name in names],
-        [name.counter for name in names],
-        [name.wide for name in names],
-    )
+    partitions, tenants, counters, wides = zip(*names, strict=True)
+    return list(partitions), list(tenants), list(counters), list(wides)
 
 
 def _window(window_id: int, board_key: str, window: str, state: str, *moments: Any) -> WindowHere:

@@ -60,8 +60,11 @@ class CounterCheck:
         # Redis may name a key twice while its table of keys grows or shrinks.
         strays: set[ShardName] = set()
         for keys in self._looks.keys_of_counters(_PAGE):
-            named = {name for name in map(_parse, keys) if name and name.partition in partitions}
-            for number, names in self._missing(sorted(named - strays)).items():
+            names_here = dict.fromkeys(filter(None, map(_parse, keys)))
+            named = [
+                name for name in names_here if name.partition in partitions and name not in strays
+            ]
+            for number, names in self._missing(named).items():
                 if len(strays) < _MOST_STRAYS:
                     strays.update(names)
                 if found[number].problem is None:
@@ -182,8 +185,8 @@ def _key(name: ShardName) -> str:
 
 def _parse(key: bytes) -> ShardName | None:
     """The name in a key; None for what is no counter's, or can't be in Postgres."""
-    with suppress(ValueError):
+    try:
         kind, partition, tenant, counter = parse_counter_key(key)
-        if b"\0" not in key:
-            return ShardName(partition, tenant, counter, kind == "w")
-    return None
+    except ValueError:
+        return None
+    return None if b"\0" in key else ShardName(partition, tenant, counter, kind == "w")

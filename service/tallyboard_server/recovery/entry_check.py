@@ -249,6 +249,11 @@ def _problem(
     """What Redis has for a score, and what is wrong with it; None if nothing is."""
     if look.record is None:
         return None if stored is None or look.is_newer else (None, "Redis lacks it")
+    if stored is not None and stored.score == look.ranked:
+        # The usual case, and so the first.
+        expected = make_record(stored.updated_at, stored.score, stored.metadata, descending)
+        if look.record == expected:
+            return None
     try:
         record = parse_record(look.record, descending)
     except struct.error:
@@ -263,8 +268,6 @@ def _problem(
         return None
     if stored is None:
         return score, "Postgres lacks it"
-    if look.record == make_record(stored.updated_at, stored.score, stored.metadata, descending):
-        return None
     if record.score != stored.score:
         return score, "the scores differ"
     if record.updated_at != stored.updated_at:
