@@ -225,6 +225,28 @@ def test_drift_is_found_logged_and_seen_to_be_mended(desk: Desk) -> None:
         assert drift() == 0
 
 
+def test_what_differed_is_looked_at_again_soon(desk: Desk) -> None:
+    with (
+        closing(control_client(desk.settings.redis_url)) as redis,
+        open_pool(desk.settings.postgres_url) as pool,
+    ):
+        now = [0.0]
+        drifts = watch(redis, pool, 60.0, now)
+        put(redis, 1, {"post:42": 41})
+        Checkpointer(redis, pool, PARTITIONS).checkpoint_all()
+        redis.set(shard_key(1, "acme", "post:42"), 42)
+
+        def turn() -> float:
+            now[0] += 60.0
+            drifts.work()
+            return drift()
+
+        turns = (turn() for _ in range(4 * PARTITIONS))
+        assert any(values == 1 for values in turns)
+        redis.set(shard_key(1, "acme", "post:42"), 41)
+        assert 0 in (turn(), turn())
+
+
 @pytest.mark.parametrize(("interval", "at"), [(60.0, 59.0), (0.0, 1e9)])
 def test_nothing_is_compared_before_it_is_due(desk: Desk, interval: float, at: float) -> None:
     with (

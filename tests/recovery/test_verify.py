@@ -536,6 +536,27 @@ def test_more_entries_than_a_page(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     assert {one.subject.member for r in found for one in r.differences} == {"m77", "new"}  # type: ignore[union-attr]
 
 
+def test_who_is_deleted_meanwhile_hides_no_stray(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tallyboard_server.recovery.entry_check._PAGE", 7)
+    board = bench.house.new_board(windows="ALL_TIME")
+    board.submit_all([(f"m{i}", i, NOON) for i in range(10)])
+    bench.verify()
+    plant_score(board, "stray", 1)
+    (partition,) = board.partitions
+    result = Verified(partition, 100)
+    steps = bench.verifier.compare(result)
+    while result.entries == 0:
+        next(steps)
+    bench.redis.hdel(_keys(board).entries, "m0")  # as remove.lua does
+    bench.redis.zrem(_keys(board).ranking, element_of("m0", NOON, descending=True, earliest=True))
+    bench.redis.sadd(_keys(board).dirty, "m0")
+    for _ in steps:
+        pass
+    assert [one.subject for one in result.differences] == [EntryName("lives", "all", "stray")]
+
+
 # Partitions that can't be compared
 
 
@@ -568,6 +589,25 @@ def test_a_partition_that_somebody_holds_is_refused(
         lock_for_transaction(holder, 3, 1.0)
         with pytest.raises(Unavailable, match="somebody else"):
             bench.verify()
+
+
+def test_a_partition_that_somebody_holds_ends_its_comparison(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tallyboard_server.recovery.partition._LOCK_WAIT", 0.1)
+    bench.add("post:42", 41)
+    bench.verify()
+    partition, key = bench.shard("post:42")
+    bench.redis.set(key, 42)
+    result = Verified(partition, 100)
+    steps = bench.verifier.compare(result)
+    next(steps)  # the checkpoint
+    with connect(bench.house.settings.postgres_url) as holder:
+        lock_for_transaction(holder, partition, 1.0)
+        for _ in steps:
+            pass
+    assert result.difference_count == 0
+    assert result.problem is not None
 
 
 # The call

@@ -51,14 +51,13 @@ class BoardHere(NamedTuple):
 
 
 class WindowHere(NamedTuple):
-    """A window's row; moments in µs since the epoch, None for never."""
+    """A window's row; `closes_at` in µs since the epoch, None for never."""
 
     window_id: int
     board_key: str
     window: str
     state: WindowState
     closes_at: int | None
-    expires_at: int | None
 
 
 def read_life(conn: psycopg.Connection[Any], partition: int) -> Life | None:
@@ -135,7 +134,7 @@ def window_here(conn: psycopg.Connection[Any], board_key: str, window: str) -> W
     """One window; None if there is none, or its board was deleted."""
     row = conn.execute(
         'SELECT held.window_id, held.board_key, held."window", held.state,'
-        " tallyboard.micros(held.closes_at), tallyboard.micros(held.expires_at)"
+        " tallyboard.micros(held.closes_at)"
         " FROM tallyboard.leaderboard_windows AS held"
         " JOIN tallyboard.leaderboards AS board USING (board_key)"
         ' WHERE held.board_key = %s AND held."window" = %s AND board.deleted_at IS NULL',
@@ -183,5 +182,7 @@ def _columns(names: Sequence[ShardName]) -> tuple[list[Any], ...]:
     return list(partitions), list(tenants), list(counters), list(wides)
 
 
-def _window(window_id: int, board_key: str, window: str, state: str, *moments: Any) -> WindowHere:
-    return WindowHere(window_id, board_key, window, WindowState(state), *moments)
+def _window(
+    window_id: int, board_key: str, window: str, state: str, closes_at: int | None
+) -> WindowHere:
+    return WindowHere(window_id, board_key, window, WindowState(state), closes_at)

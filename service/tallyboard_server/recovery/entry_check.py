@@ -139,14 +139,12 @@ class EntryCheck:
     def _is_comparable(self, row: WindowHere | None, sizes: Sizes) -> bool:
         """Whether the two have to agree on a window.
 
-        Not when its retention is over, while it is being loaded, or when it is about to be archived
-        or is so and has ended its time in Redis.
+        Not while it is being loaded, and not when it is due to be archived, or is so, and has ended
+        its time in Redis.
         """
         now = self._clock()
         if row is None:
             return sizes.has_meta
-        if row.expires_at is not None and row.expires_at <= now:
-            return False
         is_open = row.state is WindowState.OPEN and (row.closes_at is None or row.closes_at > now)
         return is_open or sizes.has_meta
 
