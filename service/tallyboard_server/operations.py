@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from threading import Lock
-from typing import Protocol
+from typing import Final, Protocol
 
 import psycopg
 from psycopg_pool import ConnectionPool
@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 
 from tallyboard_server.checkpointer import Checkpointer, CheckpointResult, PartitionFenced
 from tallyboard_server.errors import DeadlineExceeded, NotImplementedYet, Overloaded, Unavailable
+from tallyboard_server.postgres.journal import count_batches
+from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
-from tallyboard_server.postgres.standing import Standing, journal_depth, read_standings
 from tallyboard_server.postgres.tenants import TenantPage, list_tenants
 from tallyboard_server.recovery.drift import note_drift
 from tallyboard_server.recovery.findings import Verified
@@ -25,6 +26,9 @@ from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import dirty_key, incarnation_key
 from tallyboard_server.settings import Settings, mask_url
+
+# Up to here the batches of the journal are counted; above, their number is worked out.
+_COUNTED_BATCHES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,10 @@ Rebuild = Callable[[int, float], Rebuilt]
 
 @dataclass(frozen=True)
 class _Found:
-    """What the stores say of themselves, and Postgres of partitions; `standings` None: away."""
+    """What Postgres says of itself, and of partitions; nothing of these while it is away."""
 
     store: StoreState
-    standings: list[Standing] | None = None
+    rows: tuple[PartitionRow, ...] = ()
     journal_depth: int = 0
 
 
@@ -133,6 +137,7 @@ class Operations:
         self._settings = settings
         self._verifier = verifier
         self._rebuild = rebuild
+        self._journals = settings.redis_outage == "journal" or settings.journals_first
         # Either is heavy: one at a time a worker.
         self._verifying = Lock()
         self._rebuilding = Lock()
@@ -141,27 +146,29 @@ class Operations:
         """The state now; a store that is away is part of the answer, not an error."""
         redis, held = self._redis_state()
         found = self._postgres_state()
-        standings = {row.partition: row for row in found.standings or ()}
+        rows = {row.partition: row for row in found.rows}
         partitions = []
         for number in range(self._settings.partitions):
             incarnation, dirty = held.get(number, (None, 0))
-            row = standings.get(number)
+            row = rows.get(number)
             condition = self._condition(number, row, incarnation, redis.available)
             at = None if row is None else row.checkpointed_at
             partitions.append(PartitionState(number, condition, dirty, at))
-        oldest = min((row.checkpointed_at for row in standings.values()), default=None)
+        oldest = min((row.checkpointed_at for row in found.rows), default=None)
         lag = None if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
         return ServiceState([redis, found.store], partitions, lag, found.journal_depth)
 
     def _condition(
-        self, number: int, row: Standing | None, held: str | None, is_redis_there: bool
+        self, number: int, row: PartitionRow | None, held: str | None, is_redis_there: bool
     ) -> Condition:
         """What a partition does, from what Postgres says of it and what Redis holds."""
         if row is not None and row.state != Condition.OPEN.value:
             return Condition(row.state)
         if not is_redis_there:
-            # What workers do then, unless they can't.
-            return Condition.UNKNOWN if row is None else Condition.JOURNALING
+            if row is None:
+                return Condition.UNKNOWN
+            # What workers do then.
+            return Condition.JOURNALING if self._journals else Condition.CLOSED
         expected = self._fences.expected(number) if row is None else row.incarnation
         is_open = expected is not None and held == expected
         return Condition.OPEN if is_open else Condition.CLOSED
@@ -251,11 +258,11 @@ class Operations:
         try:
             with self._pool.connection() as conn:
                 version = conn.info.server_version
-                standings, depth = read_standings(conn), journal_depth(conn)
+                rows, depth = read_partitions(conn), count_batches(conn, _COUNTED_BATCHES)
         except (psycopg.Error, Unavailable) as error:
             return _Found(StoreState("postgres", address, False, detail=str(error)))
         said = f"{version // 10000}.{version % 10000}"
-        return _Found(StoreState("postgres", address, True, said), standings, depth)
+        return _Found(StoreState("postgres", address, True, said), tuple(rows), depth)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the people who run the service ask of it: states, depths, tenants, and wrong requests."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -101,6 +102,11 @@ def test_a_partition_that_was_made_anew_is_open(desk: Desk) -> None:
 def test_without_redis_partitions_are_journaling(desk: Desk) -> None:
     desk.sql("UPDATE tallyboard.partitions SET state = 'REBUILDING' WHERE partition = 0")
     assert desk.state("redis") == [Condition.REBUILDING] + 3 * [Condition.JOURNALING]
+
+
+def test_without_redis_partitions_are_closed_where_writes_are_refused(desk: Desk) -> None:
+    desk.settings = dataclasses.replace(desk.settings, redis_outage="refuse")
+    assert desk.state("redis") == PARTITIONS * [Condition.CLOSED]
 
 
 def test_without_postgres_partitions_are_what_redis_holds(desk: Desk) -> None:

@@ -1,10 +1,11 @@
 """Comparison of Redis with Postgres: what was planted is found and named, and nothing else."""
 
+import dataclasses
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from tallyboard.v1.counters_pb2 import (
 )
 from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
 from tallyboard_server.checkpointer import Checkpointer
+from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.postgres.locks import lock_for_transaction
 from tallyboard_server.postgres.pool import connect, open_pool
@@ -32,8 +34,11 @@ from tallyboard_server.redis.keys import (
     window_keys,
 )
 from tallyboard_server.redis.scores import element_of, make_record
+from tallyboard_server.settings import Settings
+from tallyboard_server.stores import control_client
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, PARTITIONS, House, LiveBoard, at
+from tests.postgres.support import new_database
 from tests.waiting import wait_for
 
 opened, house = live.opened, live.house
@@ -103,6 +108,29 @@ def _of(tenant: str) -> Metadata:
 @pytest.fixture
 def bench(house: House) -> Iterator[Bench]:
     """Nothing but what the test puts there."""
+    with cleared(house) as found:
+        yield found
+
+
+@pytest.fixture
+def journaled(redis_server: EmbeddedRedis, postgres_server: EmbeddedPostgres) -> Iterator[Bench]:
+    """The same where every write is journaled first."""
+    url = f"{redis_server.url}?db=6"
+    with new_database(postgres_server) as database, ExitStack() as own:
+        settings = dataclasses.replace(
+            Settings(),
+            redis_url=url,
+            postgres_url=database,
+            partitions=PARTITIONS,
+            durability="journaled",
+        )
+        own.enter_context(closing(control_client(url))).flushdb()
+        yield own.enter_context(cleared(House(settings, own)))
+
+
+@contextmanager
+def cleared(house: House) -> Iterator[Bench]:
+    """A bench without counters."""
     house.clock.now = NOON
     with connect(house.settings.postgres_url) as conn:
         conn.execute("TRUNCATE tallyboard.counter_shards, tallyboard.counters")
@@ -391,6 +419,18 @@ def test_a_ranking_with_another_score_is_named(bench: Bench, tie: str) -> None:
         "7",
         "5",
     )
+
+
+def test_a_stranger_is_named_beside_an_entry_that_is_not_ranked(bench: Bench) -> None:
+    board = bench.house.new_board(windows="ALL_TIME", tie="MEMBER_ID")
+    board.submit_all([("ann", 5), ("bob", 6)])
+    bench.verify()
+    bench.redis.zadd(_keys(board).ranking, {"cat": 7})
+    bench.redis.hset(_keys(board).entries, "dan", make_record(NOON, 6, b"", True))
+    assert {one.subject for one in bench.differences()} == {
+        EntryName("lives", "all", "cat"),
+        EntryName("lives", "all", "dan"),
+    }
 
 
 @pytest.mark.parametrize(("tie", "prefix"), [("EARLIEST", b"\x00" * 8), ("MEMBER_ID", b"")])
@@ -717,6 +757,17 @@ def test_traffic_makes_no_difference(bench: Bench) -> None:
             assert bench.differences() == []
             rounds += 1
         assert (rounds > 2, calls() > before) == (True, True)
+
+
+def test_traffic_that_is_journaled_makes_no_difference(journaled: Bench) -> None:
+    board = journaled.house.new_board(windows="ALL_TIME HOURLY", policy="BEST", max_entries=150)
+    with load(journaled, board):
+        for _ in range(5):
+            assert journaled.differences() == []
+    journaled.add("quiet", 41)
+    journaled.verify()
+    journaled.redis.set(journaled.shard("quiet")[1], 42)
+    assert [one.subject for one in journaled.differences()] == ["quiet"]
 
 
 def test_what_is_planted_is_found_under_traffic(bench: Bench) -> None:
