@@ -39,6 +39,15 @@ class Shard(NamedTuple):
     frozen: bool
 
 
+class WrongTotal(NamedTuple):
+    """A counter whose total isn't what its parts add up to; None for a counter that isn't there."""
+
+    tenant: str
+    counter: str
+    parts: int | None
+    total: int | None
+
+
 class BoardHere(NamedTuple):
     """What a comparison needs to know of a leaderboard."""
 
@@ -104,6 +113,33 @@ def missing_shards(conn: psycopg.Connection[Any], names: Sequence[ShardName]) ->
     """Those of these shards that there are not."""
     rows = conn.execute(statement("missing_shards"), _columns(names)).fetchall()
     return [names[row[0] - 1] for row in rows]
+
+
+def end_of_totals(
+    conn: psycopg.Connection[Any], after: tuple[str, str], count: int
+) -> tuple[str, str] | None:
+    """The last of the next `count` counters behind a tenant's one; None if there aren't as many."""
+    found: tuple[str, str] | None = conn.execute(
+        "SELECT tenant, counter FROM tallyboard.counters WHERE (tenant, counter) > (%s, %s)"
+        " ORDER BY tenant, counter OFFSET %s LIMIT 1",
+        (*after, count - 1),
+    ).fetchone()
+    return found
+
+
+def wrong_totals(
+    conn: psycopg.Connection[Any],
+    partitions: int,
+    after: tuple[str, str],
+    last: tuple[str, str] | None,
+) -> list[WrongTotal]:
+    """Totals that are wrong, from behind one counter to another; None: to the end."""
+    below: LiteralString = "true" if last is None else "(tenant, counter) <= (%(t)s, %(c)s)"
+    arguments: dict[str, Any] = {"partitions": partitions}
+    arguments["tenant"], arguments["counter"] = after
+    arguments["t"], arguments["c"] = last or ("", "")
+    rows = conn.execute(statement("wrong_totals").format(below=below), arguments)
+    return [WrongTotal(*row[:2], *map(_whole, row[2:])) for row in rows]
 
 
 def board_page(conn: psycopg.Connection[Any], after: str, limit: int) -> list[BoardHere]:
@@ -175,6 +211,10 @@ def find_entries(
         (window_id, list(members)),
     ).fetchall()
     return {row[0]: StoredEntry(*row) for row in rows}
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _columns(names: Sequence[ShardName]) -> tuple[list[Any], ...]:

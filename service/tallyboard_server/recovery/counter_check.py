@@ -12,17 +12,20 @@ from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.postgres.verify import (
     Shard,
     ShardName,
+    end_of_totals,
     find_shards,
     missing_shards,
     shard_page,
+    wrong_totals,
 )
 from tallyboard_server.recovery.findings import Difference, Verified
 from tallyboard_server.recovery.partition import OpenPartition
-from tallyboard_server.redis.keys import parse_counter_key, shard_key, wide_key
+from tallyboard_server.redis.keys import home_partition, parse_counter_key, shard_key, wide_key
 from tallyboard_server.redis.looks import Look, Looks
 
 _PAGE: Final = 5_000
 _DELETED: Final = b"x"
+_TOTAL: Final = "the total in Postgres is not the sum of its parts"
 # Strays that are remembered, so that none is counted twice.
 _MOST_STRAYS: Final = 100_000
 
@@ -70,6 +73,27 @@ class CounterCheck:
                 if found[number].problem is None:
                     self._settle_strays(partitions[number], found[number], names)
             yield
+
+    def compare_totals(self, found: Mapping[int, Verified], partitions: int) -> Iterator[None]:
+        """Compares all totals in Postgres with their parts there.
+
+        Args:
+            found: by partition, what takes the differences of counters whose home it is.
+            partitions: how many there are.
+        """
+        after, last = ("", ""), None
+        while True:
+            with self._pool.connection() as conn:
+                last = end_of_totals(conn, after, _PAGE)
+                wrong = wrong_totals(conn, partitions, after, last)
+            for tenant, counter, parts, total in wrong:
+                home = found.get(home_partition(tenant, counter, partitions))
+                if home is not None and home.problem is None:
+                    home.note(Difference(tenant, counter, _text(parts), _text(total), _TOTAL))
+            yield
+            if last is None:
+                return
+            after = last
 
     def _missing(self, names: Sequence[ShardName]) -> dict[int, list[ShardName]]:
         """Those that Postgres lacks, by partition."""
@@ -176,6 +200,10 @@ def _number(value: bytes) -> str | None:
     with suppress(ValueError):
         return str(int(value.removeprefix(b"w")))
     return None
+
+
+def _text(value: int | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def _key(name: ShardName) -> str:

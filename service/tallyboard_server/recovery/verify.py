@@ -54,6 +54,7 @@ class Verifier:
         looks = Looks(redis)
         self._pool = pool
         self._checkpointer = checkpointer
+        self._partitions = partitions
         self._counters = CounterCheck(pool, looks)
         self._entries = EntryCheck(pool, looks, partitions, clock)
 
@@ -88,7 +89,9 @@ class Verifier:
             raise problem
 
     def search(self, found: dict[int, Verified]) -> Iterator[None]:
-        """Looks for counters that only Redis has, step by step, in one walk over all its keys.
+        """Looks for counters that only Redis has, and for wrong totals in Postgres, step by step.
+
+        Each is one walk over everything, however many partitions are asked for.
 
         Args:
             found: by partition, what takes the differences.
@@ -101,6 +104,7 @@ class Verifier:
                 result.problem = error
         if partitions:
             yield from self._counters.search(partitions, found)
+            yield from self._counters.compare_totals(found, self._partitions)
 
     def compare(self, found: Verified) -> Iterator[None]:
         """Compares what Postgres has in a partition, and all entries, step by step.

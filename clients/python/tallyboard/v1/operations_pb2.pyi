@@ -608,7 +608,9 @@ class Difference(_message.Message):
     tenant: _builtins.str
     """The tenant that the value belongs to."""
     counter: _builtins.str
-    """A counter, by name; the values are its part in the partition."""
+    """A counter, by name; the values are its part in the partition. Where `detail` says so, they
+    are the sum of its parts and its total in Postgres, and the partition is its home.
+    """
     redis_value: _builtins.str
     """The value in Redis as a decimal number; unset if there is none."""
     postgres_value: _builtins.str
