@@ -23,6 +23,7 @@ from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.recovery.journal import JournalWriter
 from tallyboard_server.recovery.service import make_durable
 from tallyboard_server.recovery.standing import PartitionFollower
+from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
@@ -104,13 +105,15 @@ class Worker:
         self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable, reads)
         self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable, reads)
         own.callback(self._leaderboards.close)
-        operations = Operations(redis, pool, fences, settings)
+        checkpointer = Checkpointer(redis, pool, settings.partitions)
+        verifier = Verifier(redis, pool, checkpointer, settings.partitions, self._clock)
+        operations = Operations(redis, pool, fences, settings, verifier)
         snapshots = Snapshots(
             pool,
             self._leaderboards.boards,
             Snapshotter(
                 pool,
-                Checkpointer(redis, pool, settings.partitions),
+                checkpointer,
                 settings.partitions,
                 self._clock,
                 settings.snapshot_retention,

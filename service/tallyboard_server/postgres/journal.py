@@ -311,6 +311,15 @@ def depth(conn: psycopg.Connection[Any]) -> int:
     return int(row[0]) if row else 0
 
 
+def count_batches(conn: psycopg.Connection[Any], most: int) -> int:
+    """How many rows the journal has: exactly up to `most`, above that at most as many."""
+    row = conn.execute(
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS found", (most + 1,)
+    ).fetchone()
+    counted = int(row[0]) if row else 0
+    return counted if counted <= most else max(counted, depth(conn))
+
+
 def claim_request(
     conn: psycopg.Connection[Any], tenant: str, request_id: str, fingerprint: bytes
 ) -> bytes:

@@ -45,6 +45,8 @@ SWEEP_WINDOWS = _read("sweep_windows")
 DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
 KEEP_WINDOWS = _read("keep_windows")
+VERIFY = _read("verify")
+VERIFY_ENTRIES = _read("verify_entries")
 
 FENCE_PARTITION = _read("fence_partition")
 EMPTY = _read("empty")
