@@ -75,6 +75,11 @@ class ClientProcess:
         self._ledgers: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def notes(self) -> Notes:
+        """What the ledger of the last one says now."""
+        return read_notes(self._ledgers[-1]) if self._ledgers else Notes({}, 0, [])
+
     def start(self, *, goes_on: bool = False) -> None:
         """Start it, as a new producer, or as the successor of the last one."""
         if not (goes_on and self._ledgers):

@@ -45,6 +45,7 @@ class Stage:
         settings: of the service, beside those that all stages share.
 
     Attributes:
+        durability: of the service.
         folder: data and logs of the stores, removed at the end unless `keep` is set.
         redis, postgres, redis_line, postgres_line, service: what it consists of.
         problems: what must not happen, whatever the schedule does.
@@ -55,6 +56,7 @@ class Stage:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tb-soak-", dir="/tmp"))
         self.folder.chmod(0o755)  # below root, Postgres runs as another user
+        self.durability = durability
         self.keep = False
         self.problems: list[str] = []
         self.redis = RedisNode(self.folder)
