@@ -42,6 +42,7 @@ class Stage:
     Args:
         durability: of the service.
         package_path: see RunningService.
+        has_lines: whether the service reaches its stores through the proxies.
         settings: of the service, beside those that all stages share.
 
     Attributes:
@@ -52,7 +53,12 @@ class Stage:
     """
 
     def __init__(
-        self, durability: str, *, package_path: Path | None = None, **settings: object
+        self,
+        durability: str,
+        *,
+        package_path: Path | None = None,
+        has_lines: bool = True,
+        **settings: object,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tb-soak-", dir="/tmp"))
         self.folder.chmod(0o755)  # below root, Postgres runs as another user
@@ -67,8 +73,8 @@ class Stage:
             self.folder,
             package_path=package_path,
             durability=durability,
-            redis_url=self.redis_line.url,
-            postgres_url=self.postgres_line.url,
+            redis_url=self.redis_line.url if has_lines else self.redis.url,
+            postgres_url=self.postgres_line.url if has_lines else self.postgres.url,
             **{**_SETTINGS, **settings},
         )
         self._lines: dict[Proxy, list[Faults]] = {self.redis_line: [], self.postgres_line: []}
