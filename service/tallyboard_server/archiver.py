@@ -18,7 +18,7 @@ from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.leaderboards.model import Leaderboard, WindowState
 from tallyboard_server.leaderboards.windows import MICROS
-from tallyboard_server.postgres.checkpoints import read_incarnations
+from tallyboard_server.postgres.checkpoints import read_lives
 from tallyboard_server.postgres.entries import (
     WindowRow,
     archive_window,
@@ -27,6 +27,7 @@ from tallyboard_server.postgres.entries import (
     due_windows,
     expired_windows,
 )
+from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.leaderboards import find_by_keys
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.redis import windows
@@ -110,6 +111,8 @@ class Archiver:
 
     def _settle(self, board: Leaderboard, row: WindowRow) -> bool:
         """Takes a window that is due one step further; tells whether it is archived now."""
+        if not self._are_open(board):
+            return False  # scores for it may still be in the journal
         try:
             if not self._close(board, row):
                 return False
@@ -134,6 +137,12 @@ class Archiver:
         self._let_go(board, row)
         return True
 
+    def _are_open(self, board: Leaderboard) -> bool:
+        places = self._places(board)
+        with self._pool.connection() as conn:
+            standings = read_standings(conn, places)
+        return all(standing.state == OPEN for standing in standings)
+
     def _close(self, board: Leaderboard, row: WindowRow) -> bool:
         """Closes the window in every partition; False when it is not to be closed after all."""
         if row.state is not WindowState.OPEN:
@@ -144,12 +153,15 @@ class Archiver:
             # either seen here, or finds a window that is closed.
             if not close_window(conn, row.window_id, self._clock()):
                 return False
-            incarnations = read_incarnations(conn, places)
+            lives = read_lives(conn, places)
             replies = run(
                 self._redis,
                 [
                     windows.close_window(
-                        place, incarnations.get(place, ""), row.board_key, row.window.window
+                        place,
+                        lives[place].incarnation if place in lives else "",
+                        row.board_key,
+                        row.window.window,
                     )
                     for place in places
                 ],

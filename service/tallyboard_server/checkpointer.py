@@ -8,9 +8,9 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 import structlog
@@ -21,9 +21,13 @@ from redis import Redis
 from tallyboard_server.leaderboards.checkpoints import TakenEntries, write_taken_entries
 from tallyboard_server.postgres.checkpoints import (
     ShardValue,
+    TokenRow,
     lock_partition,
     mark_checkpointed,
+    mark_cut,
+    read_lives,
     try_lock_partitions,
+    write_tokens,
     write_values,
 )
 from tallyboard_server.postgres.pool import BoundedConnection
@@ -32,12 +36,14 @@ from tallyboard_server.redis.keys import (
     dirty_key,
     in_flight_key,
     incarnation_key,
+    journaled_key,
     parse_counter_key,
+    version_key,
 )
 
 # Most keys that one call of the script takes from a partition.
 STEP: Final = 5_000
-# What goes into one transaction. The shards of a counter are in several partitions, and its total
+# What a transaction begins with. The shards of a counter are in several partitions, and its total
 # is written once for all that are in the same transaction.
 GROUP_KEYS: Final = 20_000
 GROUP_PARTITIONS: Final = 64
@@ -60,8 +66,8 @@ _log = structlog.get_logger(__name__)
 
 
 class PartitionFenced(Exception):
-    """Redis holds another life of the partition than Postgres follows, or none, or Postgres
-    doesn't know the partition; nothing was copied."""
+    """Redis holds another life of the partition than Postgres follows, or none, or an earlier
+    state of it, or Postgres doesn't know the partition; nothing was copied."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class CheckpointResult:
 
     `counters` is the number of counters' keys copied, `entries` of entries of leaderboards,
     `partitions` of how many partitions. `fenced` ones
-    can't be copied (see PartitionFenced); `unfinished` ones were held by somebody else, changed
-    faster than they were copied, or were left because time ran out.
+    can't be copied (see PartitionFenced), nor `older` ones: Redis has less than Postgres.
+    `unfinished` ones were held by somebody else, or were left because time ran out.
     """
 
     counters: int
@@ -80,6 +86,7 @@ class CheckpointResult:
     fenced: tuple[int, ...] = ()
     unfinished: tuple[int, ...] = ()
     entries: int = 0
+    older: tuple[int, ...] = ()
 
 
 class Copied(NamedTuple):
@@ -89,33 +96,31 @@ class Copied(NamedTuple):
     entries: int
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What one transaction copied: by partition, keys and entries copied, and what is left.
+@dataclass
+class _Cut:
+    """What one transaction copies: by partition, how much, and what its last step found.
 
-    `entries_left` is None for a partition with so many dirty keys that nobody counted.
+    `versions` are the numbers of the checkpoints, `rows` those of the journal that they have.
     """
 
-    copied: dict[int, int]
-    entries: dict[int, int]
-    left: dict[int, int]
-    entries_left: dict[int, int | None]
-    fenced: list[int]
-    busy: list[int]
+    copied: dict[int, int] = field(default_factory=dict)
+    entries: dict[int, int] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    fenced: list[int] = field(default_factory=list)
+    older: list[int] = field(default_factory=list)
+    busy: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """What checkpoint.lua answered: what it took from each partition, and what it left."""
+    """What one step took from several partitions, as checkpoint.lua answered."""
 
     read_at: datetime
     values: list[ShardValue] = field(default_factory=list)
     entries: list[TakenEntries] = field(default_factory=list)
-    copied: dict[int, int] = field(default_factory=dict)
-    copied_entries: dict[int, int] = field(default_factory=dict)
+    tokens: list[TokenRow] = field(default_factory=list)
     left: dict[int, int] = field(default_factory=dict)
-    entries_left: dict[int, int | None] = field(default_factory=dict)
-    fenced: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,15 @@ class _Survey:
     empty: list[int]
 
 
+class _OutOfTime(Exception):
+    """The deadline passed in the middle of a transaction; nothing was committed."""
+
+
 class Checkpointer:
     """Checkpoints of a number of partitions; safe to use from several threads and processes.
+
+    A checkpoint of a partition is a cut: one transaction that holds all that Redis holds at the
+    moment of its last step, and deletes the rows of the journal that are in it.
 
     Its methods raise redis.RedisError and psycopg.Error when a store is away; whatever was taken
     by then is copied by the next checkpoint.
@@ -158,25 +170,22 @@ class Checkpointer:
         """
         started = time.monotonic()
         survey = self._survey()
-        progress = _Progress(survey.changed)
-        while progress.waiting and (deadline is None or time.monotonic() < deadline):
-            group = progress.next_group()
-            # A window of many entries is one dirty key: nobody knows yet how much there is.
-            progress.add(self._step(group, min(STEP, GROUP_KEYS // len(group))))
-        unfinished = set(progress.waiting) | progress.given_up
-        for partition in sorted(progress.busy):
+        done, waiting = _Cut(), dict(survey.changed)
+        while waiting and not _is_past(deadline):
+            group = _next_group(waiting)
+            for partition in group:
+                del waiting[partition]
+            try:
+                _add(done, self._cut(group, deadline))
+            except _OutOfTime:
+                waiting |= dict.fromkeys(group, 0)
+                break
+        unfinished = set(waiting)
+        for partition in sorted(done.busy):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
-                finished = self._finish(partition, STEP, deadline)
-                progress.copied[partition] += finished.counters
-                progress.entries += finished.entries
-            except PartitionFenced:
-                progress.fenced.append(partition)
-            except psycopg.errors.LockNotAvailable:
-                unfinished.add(partition)
-            except _Unfinished as left:
-                progress.copied[partition] += left.done.counters
-                progress.entries += left.done.entries
+                _add(done, self._cut([partition], deadline, LOCK_WAIT))
+            except (psycopg.errors.LockNotAvailable, _OutOfTime):
                 unfinished.add(partition)
         if survey.clean:
             with self._pool.connection() as conn:
@@ -184,12 +193,13 @@ class Checkpointer:
         seconds = time.monotonic() - started
         _SECONDS.observe(seconds)
         return CheckpointResult(
-            counters=sum(progress.copied.values()),
-            entries=progress.entries,
-            partitions=sum(copied > 0 for copied in progress.copied.values()),
+            counters=sum(done.copied.values()),
+            entries=sum(done.entries.values()),
+            partitions=sum(copied > 0 for copied in done.copied.values()),
             seconds=seconds,
-            fenced=tuple(sorted([*survey.empty, *progress.fenced])),
+            fenced=tuple(sorted([*survey.empty, *done.fenced])),
             unfinished=tuple(sorted(unfinished)),
+            older=tuple(sorted(done.older)),
         )
 
     def checkpoint_partition(self, partition: int, limit: int = STEP) -> Copied:
@@ -197,81 +207,146 @@ class Checkpointer:
 
         Args:
             partition: which one.
-            limit: most keys a step: one script call and one transaction.
+            limit: most keys and entries a step, one script call.
 
         Raises:
             PartitionFenced: see there.
             psycopg.errors.LockNotAvailable: somebody else held the partition for 5 s.
         """
-        try:
-            return self._finish(partition, limit, None)
-        except _Unfinished as unfinished:
-            return unfinished.done
-
-    def _finish(self, partition: int, limit: int, deadline: float | None) -> Copied:
-        """Steps through one partition, waiting for its lock, until nothing is left."""
-        progress = _Progress({partition: 0})
-        while progress.waiting and (deadline is None or time.monotonic() < deadline):
-            progress.add(self._step([partition], limit, LOCK_WAIT))
-        if progress.fenced:
+        cut = self._cut([partition], None, LOCK_WAIT, limit)
+        if cut.fenced or cut.older:
             raise PartitionFenced(f"Redis or Postgres doesn't have this life of {partition}")
-        done = Copied(progress.copied[partition], progress.entries)
-        if progress.waiting or progress.given_up:
-            raise _Unfinished(done)
-        return done
+        return Copied(cut.copied[partition], cut.entries[partition])
 
-    def _step(self, partitions: Sequence[int], limit: int, wait: float | None = None) -> _Step:
+    def checkpoint_fenced(self, conn: BoundedConnection, partition: int, mark: str) -> Copied:
+        """The last checkpoint of a partition that takes no more writes, whose lock the caller has.
+
+        Args:
+            conn: a connection outside a transaction; it is committed.
+            partition: which one.
+            mark: what Redis holds in the place of the incarnation.
+
+        Raises:
+            PartitionFenced: Redis holds something else, or less than Postgres.
+        """
+        checkpoint, cut = uuid.uuid4().hex, _Cut()
+        with conn.transaction():
+            rows = read_lives(conn, [partition])
+            self._copy(conn, checkpoint, {partition: (mark, rows[partition].version)}, cut)
+        self._forget_keys(cut, checkpoint)
+        if cut.fenced or cut.older:
+            raise PartitionFenced(f"Redis or Postgres doesn't have this life of {partition}")
+        return Copied(cut.copied[partition], cut.entries[partition])
+
+    def _cut(
+        self,
+        partitions: Sequence[int],
+        deadline: float | None,
+        wait: float | None = None,
+        limit: int | None = None,
+    ) -> _Cut:
         """One transaction over some partitions; without `wait`, over those that are free."""
-        checkpoint = uuid.uuid4().hex
+        checkpoint, cut = uuid.uuid4().hex, _Cut()
         with self._pool.connection() as conn:
             if wait is None:
-                incarnations, busy = try_lock_partitions(conn, partitions)
+                lives, cut.busy = try_lock_partitions(conn, partitions)
             else:
-                incarnations, busy = lock_partition(conn, partitions[0], wait), []
-            unknown = set(partitions) - set(busy) - set(incarnations)
-            taken = self._take_keys(incarnations, checkpoint, limit)
+                lives = lock_partition(conn, partitions[0], wait)
+            cut.fenced += set(partitions) - set(cut.busy) - set(lives)
+            waiting = {i: (life.incarnation, life.version) for i, life in lives.items()}
+            self._copy(conn, checkpoint, waiting, cut, deadline, limit)
+        self._forget_keys(cut, checkpoint)
+        _KEYS.inc(sum(cut.copied.values()))
+        _ENTRIES.inc(sum(cut.entries.values()))
+        return cut
+
+    def _copy(
+        self,
+        conn: BoundedConnection,
+        checkpoint: str,
+        lives: Mapping[int, tuple[str, int]],
+        cut: _Cut,
+        deadline: float | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """Steps through partitions until nothing is left in them.
+
+        A window of many entries is one dirty key, so nobody knows before how much there is.
+        """
+        waiting = dict(lives)
+        step = limit or max(1, min(STEP, GROUP_KEYS // max(1, len(waiting))))
+        left_before: dict[int, int] = {}
+        what = "first"
+        while waiting:
+            taken = self._take_keys(waiting, checkpoint, step, what, cut)
             write_values(conn, taken.values, taken.read_at)
             write_taken_entries(conn, taken.entries, taken.read_at)
-            finished = {i: incarnations[i] for i, left in taken.left.items() if left == 0}
-            mark_checkpointed(conn, finished, taken.read_at)
-        self._forget_keys(list(taken.copied), checkpoint)
-        _KEYS.inc(sum(taken.copied.values()))
-        _ENTRIES.inc(sum(taken.copied_entries.values()))
-        return _Step(
-            taken.copied,
-            taken.copied_entries,
-            taken.left,
-            taken.entries_left,
-            [*taken.fenced, *unknown],
-            busy,
-        )
+            write_tokens(conn, taken.tokens)
+            finished = {i: waiting[i][0] for i, left in taken.left.items() if not left}
+            if finished:
+                mark_cut(
+                    conn, {i: cut.versions[i] for i in finished}, taken.read_at,
+                    [row for i in finished for row in cut.rows[i]],
+                )  # fmt: skip
+            waiting = {i: life for i, life in waiting.items() if taken.left.get(i)}
+            if waiting and _is_past(deadline):
+                raise _OutOfTime
+            if any(left_before.get(i, left + 1) <= left for i, left in taken.left.items() if left):
+                step *= 2  # it changes as fast as it is copied
+            left_before, what = taken.left, "more"
 
-    def _take_keys(self, incarnations: Mapping[int, str], checkpoint: str, limit: int) -> _Taken:
+    def _take_keys(
+        self,
+        lives: Mapping[int, tuple[str, int]],
+        checkpoint: str,
+        limit: int,
+        what: str,
+        cut: _Cut,
+    ) -> _Taken:
+        """One step of each partition; `cut` gets what is counted and what failed."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("TIME")
-        for i, incarnation in incarnations.items():
-            keys = [dirty_key(i), in_flight_key(i), checkpoint_id_key(i), incarnation_key(i)]
-            self._take(keys, [checkpoint, limit, incarnation], client=pipeline)
+        for i, (incarnation, version) in lives.items():
+            keys = [
+                dirty_key(i), in_flight_key(i), checkpoint_id_key(i), incarnation_key(i),
+                version_key(i), journaled_key(i),
+            ]  # fmt: skip
+            self._take(keys, [checkpoint, limit, incarnation, version, what], client=pipeline)
         read_at, *answers = pipeline.execute()
         taken = _Taken(_time(*read_at))
-        for i, answer in zip(incarnations, answers, strict=True):
+        for i, answer in zip(lives, answers, strict=True):
             if answer[0] == b"fenced":
-                taken.fenced.append(i)
-                continue
-            _, taken.left[i], entries_left, found, values, entries = answer
-            taken.entries_left[i] = None if entries_left < 0 else entries_left
-            taken.copied[i] = len(found)
-            taken.copied_entries[i] = sum(len(members) for _, members, _ in entries)
-            taken.values.extend(_parse(found, values))
-            taken.entries.extend(TakenEntries(*window) for window in entries)
+                cut.fenced.append(i)
+            elif answer[0] == b"older":
+                cut.older.append(i)
+            elif answer[0] == b"taken":
+                raise psycopg.errors.LockNotAvailable(f"another checkpoint has begun of {i}")
+            else:
+                self._take_answer(i, answer[1:], taken, cut)
         return taken
 
-    def _forget_keys(self, partitions: Sequence[int], checkpoint: str) -> None:
-        if not partitions:
+    @staticmethod
+    def _take_answer(partition: int, answer: Sequence[Any], taken: _Taken, cut: _Cut) -> None:
+        version, left, entries_left, found, values, entries, tokens, rows = answer
+        cut.versions[partition] = version
+        cut.rows[partition] = [int(row) for row in rows]
+        cut.copied[partition] = cut.copied.get(partition, 0) + len(found)
+        members = sum(len(members) for _, members, _ in entries)
+        cut.entries[partition] = cut.entries.get(partition, 0) + members
+        taken.left[partition] = left + max(0, entries_left)
+        taken.values.extend(_parse(found, values))
+        taken.entries.extend(TakenEntries(*window) for window in entries)
+        for token, milliseconds, kind, *held in tokens:
+            ends_at = taken.read_at + timedelta(milliseconds=milliseconds)
+            taken.tokens.append(TokenRow(partition, token, kind == b"h", held, ends_at))
+
+    def _forget_keys(self, cut: _Cut, checkpoint: str) -> None:
+        if not cut.versions:
             return
         pipeline = self._redis.pipeline(transaction=False)
-        for i in partitions:
-            self._forget([in_flight_key(i), checkpoint_id_key(i)], [checkpoint], client=pipeline)
+        for i in cut.versions:
+            keys = [in_flight_key(i), checkpoint_id_key(i), journaled_key(i)]
+            self._forget(keys, [checkpoint, *cut.rows[i]], client=pipeline)
         pipeline.execute()
 
     def _survey(self) -> _Survey:
@@ -282,99 +357,51 @@ class Checkpointer:
             # Keys go from dirty to in flight to Postgres: looking in this order misses none.
             pipeline.execute_command("SCARD", dirty_key(i))
             pipeline.execute_command("SCARD", in_flight_key(i))
+            pipeline.execute_command("SCARD", journaled_key(i))
             pipeline.execute_command("GET", incarnation_key(i))
         at, *answers = pipeline.execute()
         clean: dict[int, str] = {}
         changed: dict[int, int] = {}
         empty: list[int] = []
-        triples = zip(answers[0::3], answers[1::3], answers[2::3], strict=True)
-        for i, (dirty, in_flight, incarnation) in enumerate(triples):
+        for i, (dirty, in_flight, journaled, incarnation) in enumerate(_batched(answers, 4)):
             if incarnation is None:
                 empty.append(i)
-            elif dirty or in_flight:
+            elif dirty or in_flight or journaled:
                 changed[i] = dirty + in_flight
             else:
                 clean[i] = incarnation.decode()
         return _Survey(_time(*at), clean, changed, empty)
 
 
-class _Unfinished(Exception):
-    """A partition has something left, after what is `done`."""
-
-    def __init__(self, done: Copied) -> None:
-        super().__init__(done)
-        self.done = done
+def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The values in tuples of `size`, in their order."""
+    return zip(*[iter(values)] * size, strict=True)
 
 
-class _Progress:
-    """Which partitions still have to be copied, and how often that was tried.
-
-    A partition that changes as fast as it is copied is given up after a while, so that it does
-    not keep a checkpoint from its end.
-    """
-
-    def __init__(self, sizes: Mapping[int, int]) -> None:
-        self.waiting = dict(sizes)
-        self.copied = dict.fromkeys(sizes, 0)
-        self.fenced: list[int] = []
-        self.busy: set[int] = set()
-        self.given_up: set[int] = set()
-        self.entries = 0
-        self._bounds: dict[int, _Bound] = {}
-
-    def next_group(self) -> list[int]:
-        """Partitions for one transaction."""
-        group: list[int] = []
-        keys = 0
-        for partition, size in self.waiting.items():
-            if group and (len(group) == GROUP_PARTITIONS or keys + size > GROUP_KEYS):
-                break
-            group.append(partition)
-            keys += min(size, STEP)
-        return group
-
-    def add(self, step: _Step) -> None:
-        """Counts a transaction."""
-        for partition in step.fenced:
-            del self.waiting[partition]
-        self.fenced += step.fenced
-        for partition in step.busy:
-            del self.waiting[partition]
-        self.busy.update(step.busy)
-        self.entries += sum(step.entries.values())
-        for partition, left in step.left.items():
-            self.copied[partition] += step.copied[partition]
-            bound = self._bounds.setdefault(partition, _Bound())
-            bound.add(step, partition)
-            if left == 0 or bound.is_passed:
-                del self.waiting[partition]
-                if left:
-                    self.given_up.add(partition)
-            else:
-                self.waiting[partition] = left
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
-class _Bound:
-    """How much may be copied from a partition until it counts as changing too fast."""
+def _next_group(sizes: Mapping[int, int]) -> list[int]:
+    """Partitions for one transaction."""
+    group: list[int] = []
+    keys = 0
+    for partition, size in sizes.items():
+        if group and (len(group) == GROUP_PARTITIONS or keys + size > GROUP_KEYS):
+            break
+        group.append(partition)
+        keys += size
+    return group
 
-    def __init__(self) -> None:
-        self._done = 0
-        self._most = 0
-        self._counted = False
 
-    def add(self, step: _Step, partition: int) -> None:
-        """Takes what a step did and what it left; sets the bound when that is known first."""
-        self._done += step.copied[partition] + step.entries[partition]
-        entries_left = step.entries_left[partition]
-        if self._most and (self._counted or entries_left is None):
-            return
-        self._counted = entries_left is not None
-        self._most = self._done + 2 * (step.left[partition] + (entries_left or 0)) + STEP
-
-    @property
-    def is_passed(self) -> bool:
-        """Whether more was copied than there was when it began."""
-        return self._done > self._most
+def _add(done: _Cut, cut: _Cut) -> None:
+    """Adds what one more transaction did."""
+    done.fenced += cut.fenced
+    done.older += cut.older
+    done.busy += cut.busy
+    for partition in cut.versions:
+        done.copied[partition] = done.copied.get(partition, 0) + cut.copied[partition]
+        done.entries[partition] = done.entries.get(partition, 0) + cut.entries[partition]
 
 
 def _time(seconds: int, microseconds: int) -> datetime:

@@ -25,6 +25,7 @@ from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.checkpoints import oldest_checkpoint
 from tallyboard_server.postgres.pool import BoundedConnection, open_pool
 from tallyboard_server.publisher import Publisher
+from tallyboard_server.recovery.service import Restoring
 from tallyboard_server.settings import Settings
 from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.startup import StartupError
@@ -60,7 +61,8 @@ def main(settings: Settings, ready_fd: int) -> int:
         open_pool(settings.postgres_url, name="tallyboard keeper", max_size=2) as pool,
     ):
         os.write(ready_fd, b"ready\n")
-        Keeper(settings, redis, pool, stopping).run()
+        with Restoring(settings):
+            Keeper(settings, redis, pool, stopping).run()
     return 0
 
 

@@ -1,5 +1,6 @@
-"""Tells Redis of definitions that it doesn't have yet, and clears away what deleted boards held."""
+"""Tells Redis of definitions that it lacks, and clears away what is not needed any more."""
 
+import time
 from typing import Final
 
 from psycopg_pool import ConnectionPool
@@ -7,6 +8,8 @@ from redis import Redis
 
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.postgres import leaderboards as rows
+from tallyboard_server.postgres.checkpoints import forget_tokens
+from tallyboard_server.postgres.journal import forget_requests
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.redis import definitions
 from tallyboard_server.redis.client import run
@@ -16,6 +19,7 @@ _PURGE_BOARDS: Final = 20
 _PURGE_STEP: Final = 20_000
 _PURGE_STEPS: Final = 10
 _FORGET: Final = 5_000
+_FORGET_SECONDS: Final = 1.0
 
 
 class Publisher:
@@ -59,10 +63,16 @@ class Publisher:
             after = found[-1].board_key
 
     def purge(self) -> None:
-        """Clears away some of what deleted boards held, and old request ids."""
+        """Clears away some of what deleted boards held, old request ids, and old tokens."""
         with self._pool.connection() as conn:
             deleted = rows.purgeable(conn, _PURGE_BOARDS)
             rows.forget_requests(conn, self._request_ttl, _FORGET)
+            forget_requests(conn, self._request_ttl, _FORGET)
+        until = time.monotonic() + _FORGET_SECONDS
+        forgotten = _FORGET
+        while forgotten == _FORGET and time.monotonic() < until:
+            with self._pool.connection() as conn:
+                forgotten = forget_tokens(conn, _FORGET)
         for row in deleted:
             self._drop(row)
             for _ in range(_PURGE_STEPS):

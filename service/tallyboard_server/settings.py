@@ -89,8 +89,10 @@ _POSTGRES_URL = Rule(
     lambda value: re.match(r"^$|postgres(ql)?://.", value) is not None,
 )
 _DURABILITY = Rule(
-    "applied, fsynced, or replicated:N with N from 1 to 16",
-    lambda value: re.fullmatch(r"applied|fsynced|replicated:([1-9]|1[0-6])", value) is not None,
+    "applied, fsynced, journaled, or replicated:N with N from 1 to 16",
+    lambda value: (
+        re.fullmatch(r"applied|fsynced|journaled|replicated:([1-9]|1[0-6])", value) is not None
+    ),
 )
 _FILE = Rule("a file that can be read, or empty", lambda v: v == "" or os.access(v, os.R_OK))
 _FOLDER = Rule("the path of a folder", lambda value: value != "" and not Path(value).is_file())
@@ -150,9 +152,22 @@ class Settings:
     )
     durability: str = _setting(
         "fsynced",
-        "When a write is acknowledged: applied (Redis ran it), fsynced (it is on Redis's disk) "
-        "or replicated:N (N replicas have it, 1 to 16).",
+        "When a write is acknowledged: applied (Redis ran it), fsynced (it is on Redis's disk), "
+        "replicated:N (N replicas have it, 1 to 16) or journaled (it was committed in Postgres "
+        "first: nothing is lost even if Redis loses everything).",
         _DURABILITY,
+    )
+    redis_outage: str = _setting(
+        "journal",
+        "What happens to writes that Redis does not take: journal (they are made durable in "
+        "Postgres and applied later) or refuse.",
+        _one_of("journal", "refuse"),
+    )
+    max_journal_batches: int = _setting(
+        5_000_000,
+        "Batches that the journal in Postgres may hold before writes are refused, "
+        "1,000 to 1,000,000,000.",
+        _whole(1_000, 1_000_000_000),
     )
     partitions: int = _setting(
         64,
@@ -297,6 +312,11 @@ class Settings:
     def worker_count(self) -> int:
         """How many workers to start: `workers`, or the cores that this process may use."""
         return self.workers or _usable_cores()
+
+    @property
+    def journals_first(self) -> bool:
+        """Whether every write is committed in Postgres before it is acknowledged."""
+        return self.durability == "journaled"
 
     @property
     def replicas(self) -> int:

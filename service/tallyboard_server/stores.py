@@ -24,14 +24,17 @@ from redis.retry import Retry
 from tallyboard_server.errors import AlreadyExists
 from tallyboard_server.leaderboards.boards import row_of
 from tallyboard_server.leaderboards.definitions import from_json
+from tallyboard_server.postgres.journal import OPEN
 from tallyboard_server.postgres.leaderboards import find_by_keys, insert
 from tallyboard_server.postgres.locks import OPENING, lock_for_session
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import (
+    PartitionRow,
     StoreRow,
     insert_partitions,
     mark_opened,
     read_partitions,
+    read_rules,
     read_store,
     record_rules,
     record_store,
@@ -45,6 +48,7 @@ from tallyboard_server.redis.keys import (
     incarnation_key,
     parse_counter_key,
     parse_entries_key,
+    version_key,
     window_keys,
 )
 from tallyboard_server.settings import Settings, mask_url
@@ -66,10 +70,9 @@ _log = structlog.get_logger(__name__)
 class Opened:
     """What a start found.
 
-    `incarnations` are those of the partitions that can be used, `closed` the others.
+    `incarnations` are those of the partitions that can be used now, `closed` the others.
     `token_shards` is how many shards a write with a token chooses from, for ever.
     `shard_rules` is every rule ever in force, (prefix, shards) with "" for the default.
-    `durability_mode` is `applied`, `always`, `waitaof` or `wait:N` (see durability.py).
     `problems` are sentences for the log.
     """
 
@@ -78,7 +81,6 @@ class Opened:
     token_shards: int
     closed: list[int]
     postgres_available: bool
-    durability_mode: str
     problems: tuple[str, ...] = ()
 
 
@@ -113,14 +115,51 @@ def open_stores(settings: Settings, *, log: bool = True) -> Opened:
         mode = choose_durability(redis, settings.durability)
         opened = _open(settings, redis, mode)
     except RedisError as error:
-        raise StartupError(
-            f"Redis at {mask_url(settings.redis_url)} can't be used: {error}."
-        ) from error
+        problem = f"Redis at {mask_url(settings.redis_url)} can't be used: {error}."
+        opened = _open_without_redis(settings, problem)
     finally:
         redis.close()
     for problem in opened.problems if log else ():
         _log.error(problem)
     return opened
+
+
+def _open_without_redis(settings: Settings, problem: str) -> Opened:
+    """What Postgres alone knows: enough to journal writes and to read what is durable.
+
+    Raises:
+        StartupError: it isn't enough, or the settings say to refuse writes then.
+    """
+    if settings.redis_outage == "refuse":
+        raise StartupError(problem)
+    try:
+        migrate(settings.postgres_url)
+        with connect(settings.postgres_url, name="tallyboard start") as conn:
+            store, rows = read_store(conn), read_partitions(conn)
+            rules = read_rules(conn)
+    except psycopg.Error as error:
+        raise StartupError(
+            f"{problem} Postgres at {mask_url(settings.postgres_url)} can't be used either: {error}"
+        ) from error
+    if store is None or not rows:
+        raise StartupError(f"{problem} Postgres holds no partitions yet; start Redis first.")
+    _check_partitions("Postgres", store, settings.partitions)
+    return Opened(
+        {row.partition: row.incarnation for row in rows if row.state == OPEN},
+        sorted(rules),
+        store.token_shards,
+        [row.partition for row in rows if row.state != OPEN],
+        True,
+        (f"{problem} Writes go to the journal, and reads come from Postgres, until it is back.",),
+    )
+
+
+def _check_partitions(store: str, found: StoreRow | None, partitions: int) -> None:
+    if found is not None and found.partitions != partitions:
+        raise StartupError(
+            f"{store} was made for {found.partitions} partitions, and the setting partitions "
+            f"is {partitions}; set it to {found.partitions}, or use other stores."
+        )
 
 
 def _wait_until_loaded(redis: Redis) -> None:
@@ -181,13 +220,16 @@ class _Opening:
             rules = record_rules(conn, [*self._rules, *self._rules_in_redis()])
         self._record_in_redis(rules, store)
         problems = self._settle(conn)
-        rows = {row.partition: row.incarnation for row in read_partitions(conn)}
-        found = self._incarnations_in_redis()
-        usable = {i: found[i] for i in rows if found.get(i) == rows[i]}
+        found, versions = self._incarnations_in_redis(), self._versions_in_redis()
+        usable = {
+            row.partition: row.incarnation
+            for row in read_partitions(conn)
+            if row.state == OPEN
+            and found.get(row.partition) == row.incarnation
+            and versions.get(row.partition, 0) >= row.version
+        }
         closed = [i for i in range(self._partitions) if i not in usable]
-        return Opened(
-            usable, sorted(rules), store.token_shards, closed, True, self._mode, tuple(problems)
-        )
+        return Opened(usable, sorted(rules), store.token_shards, closed, True, tuple(problems))
 
     def without_postgres(self, reason: str) -> Opened:
         reason = reason.strip().rstrip(".")
@@ -209,16 +251,10 @@ class _Opening:
             f"Partition {i} stays closed: Redis doesn't hold it, and Postgres can't be asked."
             for i in closed
         ]
-        return Opened(
-            found, sorted(rules), store.token_shards, closed, False, self._mode, tuple(problems)
-        )
+        return Opened(found, sorted(rules), store.token_shards, closed, False, tuple(problems))
 
     def _check_count(self, store: str, found: StoreRow | None) -> None:
-        if found is not None and found.partitions != self._partitions:
-            raise StartupError(
-                f"{store} was made for {found.partitions} partitions, and the setting partitions "
-                f"is {self._partitions}; set it to {found.partitions}, or use other stores."
-            )
+        _check_partitions(store, found, self._partitions)
 
     def _settle(self, conn: BoundedConnection) -> list[str]:
         """Makes what is new, adopts what Postgres doesn't know, and names what is lost."""
@@ -244,7 +280,7 @@ class _Opening:
             self._create_in_redis(fresh | pending)
             mark_opened(conn, [*fresh, *pending])
         return [
-            _lost(i, found.get(i))
+            _lost(row, found.get(i))
             for i, row in rows.items()
             if row.opened and found.get(i) != row.incarnation
         ]
@@ -266,6 +302,12 @@ class _Opening:
         for key in keys:
             pipeline.execute_command("GET", key)
         return {i: value.decode() for i, value in enumerate(pipeline.execute()) if value}
+
+    def _versions_in_redis(self) -> dict[int, int]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for i in range(self._partitions):
+            pipeline.execute_command("GET", version_key(i))
+        return {i: int(value or 0) for i, value in enumerate(pipeline.execute())}
 
     def _store_in_redis(self) -> StoreRow | None:
         found: Any = self._redis.execute_command(
@@ -367,9 +409,11 @@ def _parse_rules(text: bytes | None) -> set[Rule]:
     return {(prefix, shards) for prefix, shards in json.loads(text or "[]")}
 
 
-def _lost(partition: int, found: str | None) -> str:
-    what = "Redis doesn't hold it" if found is None else "Redis holds another life of it"
+def _lost(row: PartitionRow, found: str | None) -> str:
+    if found is None or found.startswith("-") or found in row.earlier:
+        return f"Redis lost partition {row.partition}; the keeper rebuilds it from Postgres."
     return (
-        f"Partition {partition} stays closed: {what}. Postgres has its counters as of the last "
-        "checkpoint; bring back the Redis data that belongs to this Postgres."
+        f"Partition {row.partition} stays closed: Redis holds data that this Postgres never knew. "
+        "Bring back the Redis that belongs to this Postgres, or have the partition made anew with "
+        f"`tallyboard-server rebuild {row.partition}`, which deletes what Redis holds of it."
     )

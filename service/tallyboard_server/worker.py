@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import structlog
+from psycopg_pool import ConnectionPool
 
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.counters.service import Counters
@@ -16,8 +17,11 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.leaderboards.service import Leaderboards, now_micros
 from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations
-from tallyboard_server.postgres.pool import open_pool
-from tallyboard_server.redis.durability import durability
+from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.recovery.admission import RedisAdmission
+from tallyboard_server.recovery.journal import JournalWriter
+from tallyboard_server.recovery.service import make_durable
+from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
@@ -85,21 +89,16 @@ class Worker:
         )
         pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))
         redis = own.enter_context(closing(control_client(settings.redis_url)))
-        store = RedisStore(
-            settings.redis_url,
-            fences,
-            durability(opened.durability_mode, settings.redis_timeout),
-            timeout=settings.redis_timeout,
-            max_pending=settings.max_pending_operations,
-            on_refused=lambda part, keys: self._take_over(part, keys),
-        )
-        own.callback(store.close)
-        self._wide = WideCounters(store, sharding, settings.call_timeout)
+        store = self._open_store(fences, pool)
+        durable = None
+        if settings.journals_first:
+            durable = make_durable(Checkpointer(redis, pool, settings.partitions))
+        self._wide = WideCounters(store, sharding, settings.call_timeout, durable)
         own.callback(self._wide.close)
         hub = WatchHub(settings.max_watchers)
         own.callback(hub.close)
-        self._counters = Counters(store, self._wide, sharding, pool, settings, hub)
-        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock)
+        self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable)
+        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable)
         own.callback(self._leaderboards.close)
         operations = Operations(redis, pool, fences, settings)
         snapshots = Snapshots(
@@ -132,6 +131,46 @@ class Worker:
         self._server = Server(servicers, stack, settings)
         self._server.start(settings.listen)
         return self
+
+    def _open_store(self, fences: Fences, pool: ConnectionPool[BoundedConnection]) -> RedisStore:
+        """The way to Redis, and to the journal for what Redis does not take."""
+        settings, own = self._settings, self._stack
+        states = own.enter_context(
+            open_pool(settings.postgres_url, name="tallyboard partitions", max_size=1)
+        )
+        follower = PartitionFollower(states, fences, settings.partitions)
+        own.callback(follower.close)
+        admission = RedisAdmission(
+            lambda: control_client(settings.redis_url, settings.redis_timeout),
+            fences,
+            follower,
+            settings.partitions,
+            settings.durability,
+            settings.redis_timeout,
+        )
+        store = RedisStore(
+            settings.redis_url,
+            fences,
+            admission,
+            timeout=settings.redis_timeout,
+            max_pending=settings.max_pending_operations,
+            on_refused=lambda part, keys: self._take_over(part, keys),
+            journals_first=settings.journals_first,
+        )
+        if settings.redis_outage == "journal" or settings.journals_first:
+            journal = JournalWriter(
+                settings.postgres_url,
+                pool,
+                store,
+                follower,
+                journals_first=settings.journals_first,
+                max_pending=settings.max_pending_operations,
+                max_rows=settings.max_journal_batches,
+            )
+            store.attach(journal)
+            own.callback(journal.close)
+        own.callback(store.close)
+        return store
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(0)

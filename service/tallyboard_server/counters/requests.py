@@ -33,9 +33,12 @@ class RequestIds:
             InvalidArgument: it was used with other contents.
         """
         fingerprint, key = _fingerprint(contents), self._key(tenant, request_id)
-        _, found = self._store.commands(
-            [("SET", key, fingerprint, "NX", "EX", self._ttl), ("GET", key)], deadline
-        )
+        try:
+            _, found = self._store.commands(
+                [("SET", key, fingerprint, "NX", "EX", self._ttl), ("GET", key)], deadline
+            )
+        except Unavailable as error:
+            found = self._store.claim_elsewhere(tenant, request_id, fingerprint, error)
         if found is None:
             raise Unavailable("the request id could not be remembered")
         if found.removesuffix(_COMPLETED) != fingerprint:

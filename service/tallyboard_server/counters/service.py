@@ -1,6 +1,7 @@
 """All of a worker's counters: writer, reader, streams, watches and lists, put together."""
 
 import threading
+from collections.abc import Callable, Iterable
 
 from psycopg_pool import ConnectionPool
 
@@ -24,6 +25,7 @@ class Counters:
 
     Args:
         hub: serves watches, shared with other services of the worker.
+        make_durable: copies partitions to Postgres, before what is not journaled is acknowledged.
 
     Attributes:
         writer, reader, hub: the parts that the RPC layer calls.
@@ -37,9 +39,10 @@ class Counters:
         pool: ConnectionPool[BoundedConnection],
         settings: Settings,
         hub: WatchHub,
+        make_durable: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         requests = RequestIds(store, sharding.partitions, int(settings.request_id_ttl))
-        self.writer = CounterWriter(store, sharding, wide, requests)
+        self.writer = CounterWriter(store, sharding, wide, requests, make_durable)
         self.reader = CountReader(
             store, sharding, ttl=settings.cache_ttl, max_entries=settings.cache_entries
         )

@@ -6,6 +6,7 @@ refused to the wide key, where Redis itself checks 64 bits.
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from queue import Full, Queue
 
 import structlog
@@ -39,7 +40,21 @@ class WideCounters:
     rest of the part with the part's token. A part whose token was seen is therefore done whole.
     """
 
-    def __init__(self, store: RedisStore, sharding: Sharding, timeout: float) -> None:
+    def __init__(
+        self,
+        store: RedisStore,
+        sharding: Sharding,
+        timeout: float,
+        make_durable: Callable[[Iterable[int]], None] | None = None,
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+            timeout: seconds that one step may take.
+            make_durable: copies partitions to Postgres before the next step is taken, where what
+                is journaled must find them as they are; raises TallyboardError.
+        """
+        self._make_durable = make_durable
         self._store = store
         self._sharding = sharding
         self._timeout = timeout
@@ -78,17 +93,21 @@ class WideCounters:
 
     def _settle(self, part: Part, keys: list[str]) -> None:
         for key in keys:
-            part.counted |= self._apply(part, key)
+            part.counted |= self.apply(part, key)
         part.operations = {k: v for k, v in part.operations.items() if k not in keys}
         if part.operations or part.token is not None:
             self._store.submit((part,), len(part.operations))
         else:
             part.done()
 
-    def _apply(self, part: Part, key: str) -> bool:
-        """Applies one operation; False if the counter would leave its range."""
+    def apply(self, part: Part, key: str) -> bool:
+        """Applies one operation of a part now; False if the counter would leave its range.
+
+        Raises:
+            TallyboardError: it is not known to be applied; with a token it can be tried again.
+        """
         _, _, tenant, counter = parse_counter_key(key.encode())
-        self._widen(tenant, counter)
+        self.widen(tenant, counter)
         home = self._sharding.home(tenant, counter)
         token = part.token and _token_of(part.token, home, counter)
         what = part.operations[key]
@@ -110,8 +129,12 @@ class WideCounters:
         part.write.existed += write.existed
         return True
 
-    def _widen(self, tenant: str, counter: str) -> None:
-        """Makes the counter wide; again, or by two at once, changes nothing."""
+    def widen(self, tenant: str, counter: str) -> None:
+        """Makes the counter wide; again, or by two at once, changes nothing.
+
+        Raises:
+            TallyboardError: it is not known to be done; it can be tried again.
+        """
         deadline = time.monotonic() + self._timeout
         home = self._sharding.home(tenant, counter)
         key = wide_key(home, tenant, counter)
@@ -121,7 +144,12 @@ class WideCounters:
         shards = self._sharding.possible_shards(tenant, counter)
         freezes = [self._call(scripts.FREEZE, *shard) for shard in shards]
         total = sum(int(value) for value in self._values(freezes, deadline))
+        if self._make_durable is not None:
+            # A rebuild must never find a shard that takes deltas beside a wide value.
+            self._make_durable({partition for partition, _ in shards})
         self._values([self._call(scripts.WIDEN, home, key, total)], deadline)
+        if self._make_durable is not None:
+            self._make_durable({home})
 
     def _call(
         self, script: scripts.Script, partition: int, key: str, *arguments: int

@@ -1,7 +1,7 @@
 """Writes of counters: one delta, many, and what clears a counter."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tallyboard_server.counters.merge import in_range, largest
@@ -12,6 +12,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.errors import DeadlineExceeded, OutcomeUnknown, OutOfRange, TallyboardError
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import MAX_DELTA
+from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import parse_counter_key
 from tallyboard_server.redis.operations import Part, Token, Write
 from tallyboard_server.redis.store import RedisStore
@@ -26,18 +27,32 @@ class WriteResult:
     Attributes:
         duplicate: all of it had been applied before.
         failures: counters that did not count, and why; the others did.
+        journaled: some of it is durable, and will be applied when Redis takes it.
     """
 
     duplicate: bool
     failures: dict[str, TallyboardError] = field(default_factory=dict)
+    journaled: bool = False
 
 
 class CounterWriter:
     """Writes for one worker. Deadlines are values of `time.monotonic()`."""
 
     def __init__(
-        self, store: RedisStore, sharding: Sharding, wide: WideCounters, requests: RequestIds
+        self,
+        store: RedisStore,
+        sharding: Sharding,
+        wide: WideCounters,
+        requests: RequestIds,
+        make_durable: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
+        """Keeps them.
+
+        Args:
+            make_durable: copies partitions to Postgres, before what is not journaled is
+                acknowledged.
+        """
+        self._make_durable = make_durable
         self._store = store
         self._sharding = sharding
         self._wide = wide
@@ -45,8 +60,8 @@ class CounterWriter:
 
     def increment(
         self, tenant: str, counter: str, delta: int, request_id: str, deadline: float
-    ) -> bool:
-        """Adds to one counter; tells whether it was a repeat.
+    ) -> WriteResult:
+        """Adds to one counter.
 
         Raises:
             OutOfRange: the counter would leave the signed 64-bit range.
@@ -69,7 +84,7 @@ class CounterWriter:
             write = self._store.write(parts, 1, deadline, self._submit)
         if write.out_of_range:
             raise OutOfRange(_OUT_OF_RANGE)
-        return write.duplicate
+        return WriteResult(write.duplicate, journaled=write.journaled)
 
     def batch(
         self, tenant: str, merged: Mapping[str, int], request_id: str, deadline: float
@@ -152,6 +167,10 @@ class CounterWriter:
         if request_id:
             self._requests.claim(tenant, request_id, f"{verb}\0{counter}", deadline)
         shards = self._sharding.all_shards(tenant, counter)
+        for partition, _ in shards:
+            # It must not be done in some partitions only, nor before what is in a journal.
+            if self._store.fences.expected(partition) is None:
+                raise closed(partition)
 
         def parts(write: Write) -> None:
             for partition, key in shards:
@@ -162,6 +181,8 @@ class CounterWriter:
 
         write = self._store.write(parts, len(shards), deadline, raises=False)
         _raise_error(write)
+        if self._make_durable is not None:
+            self._make_durable({partition for partition, _ in shards})
         return write.existed > 0, write.duplicate
 
     def add_parts(
@@ -217,6 +238,7 @@ class CounterWriter:
                     result.failures[parse_counter_key(key.encode()).counter] = part.error
         self._note_out_of_range(write, result)
         result.duplicate = write.duplicate
+        result.journaled = write.journaled
 
     @staticmethod
     def _note_out_of_range(write: Write, result: WriteResult) -> None:

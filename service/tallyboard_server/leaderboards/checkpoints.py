@@ -48,7 +48,7 @@ def write_taken_entries(conn: Any, taken: Sequence[TakenEntries], read_at: datet
     for key, taken_entries in windows:
         if key.board_key in boards:
             board = boards[key.board_key]
-            window = _window(conn, board, key.window)
+            window = window_of(conn, board, key.window)
             named.append((key.board_key, window))
             values += _values(board, window, key, taken_entries)
     # A window that everyone was deleted from ends its life in Postgres, too.
@@ -75,7 +75,7 @@ def _values(
             )
 
 
-def _window(conn: Any, board: Leaderboard, name: str) -> Window:
+def window_of(conn: Any, board: Leaderboard, name: str) -> Window:
     """The window of a name, also of a kind or a season that the board no longer has."""
     kinds = tuple(kind for kind in WindowKind if kind is not WindowKind.SEASON)
     try:

@@ -79,12 +79,14 @@ class Removals:
         boards: Boards,
         requests: RequestIds,
         clock: Callable[[], int],
+        make_durable: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
         self._boards = boards
         self._requests = requests
         self._clock = clock
+        self._make_durable = make_durable
 
     def delete(
         self,
@@ -111,6 +113,7 @@ class Removals:
         board = self._boards.get(tenant, leaderboard_id, deadline)
         window = resolve(board, text, self._clock()) if text else None
         partition = self._partition(board, member)
+        self._settle_journal(partition)
         with self._locked([partition]) as conn:
             archived = _archived(conn, board, window)
             places = list(self._places([board], member, deadline))
@@ -170,6 +173,7 @@ class Removals:
         erased: "_Erased",
     ) -> None:
         """Erases a member from the boards that have it in one partition."""
+        self._settle_journal(partition)
         with self._locked([partition]) as conn:
             places = list(self._places(boards, member, deadline))
             archived = {
@@ -214,6 +218,14 @@ class Removals:
         ):
             for window in windows:
                 yield _Place(board, partition, window.decode())
+
+    def _settle_journal(self, partition: int) -> None:
+        """Has the journal let go of what Redis has applied.
+
+        Otherwise a rebuild would apply scores of the member again that came before the removal.
+        """
+        if self._make_durable is not None:
+            self._make_durable((partition,))
 
     def _remove(
         self, places: list[_Place], tenant: str, member: str, request_id: str, deadline: float

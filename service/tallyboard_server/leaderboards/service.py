@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from psycopg_pool import ConnectionPool
 
@@ -34,6 +34,7 @@ class Leaderboards:
     Args:
         hub: serves watches, shared with other services of the worker.
         clock: the time now in µs since the epoch.
+        make_durable: copies partitions to Postgres, before what is not journaled is acknowledged.
 
     Attributes:
         boards, writer, reader, lister, hub: the parts that the RPC layer calls.
@@ -46,6 +47,7 @@ class Leaderboards:
         hub: WatchHub,
         settings: Settings,
         clock: Callable[[], int] = now_micros,
+        make_durable: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         self._store = store
         self.clock = clock
@@ -69,6 +71,7 @@ class Leaderboards:
             self.reader,
             RequestIds(store, settings.partitions, request_ttl),
             request_ttl,
+            make_durable,
         )
         self.hub = hub.of(TopSource(self.boards, self.reader, calendar.resolve, clock))
         self._patience = settings.call_timeout

@@ -1,9 +1,9 @@
 """Writes of leaderboards: one score, many, and what takes entries away."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg_pool import ConnectionPool
 
@@ -40,11 +40,26 @@ from tallyboard_server.redis.scores import Columns, ScorePart, ScoresRefused, co
 from tallyboard_server.redis.store import RedisStore
 
 
+class SubmitResult(NamedTuple):
+    """What became of a score.
+
+    Attributes:
+        windows: what it did in each window; scores and ranks are None when it was journaled.
+        duplicate: it had been applied, or journaled, before.
+        journaled: it is durable, and will be applied when Redis takes it.
+    """
+
+    windows: list[WindowResult]
+    duplicate: bool
+    journaled: bool = False
+
+
 class ScoreWriter:
     """Writes for one worker. Deadlines are values of `time.monotonic()`.
 
     Args:
         request_ttl: seconds that request ids are remembered.
+        make_durable: see Removals.
     """
 
     def __init__(
@@ -56,13 +71,14 @@ class ScoreWriter:
         reader: EntryReader,
         requests: RequestIds,
         request_ttl: int,
+        make_durable: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         self._store = store
         self._routes = routes
         self._reader = reader
         self._requests = requests
         self._request_ttl = request_ttl
-        self._removals = Removals(store, pool, boards, requests, routes.clock)
+        self._removals = Removals(store, pool, boards, requests, routes.clock, make_durable)
 
     def submit(
         self,
@@ -71,8 +87,8 @@ class ScoreWriter:
         request_id: str,
         return_ranks: bool,
         deadline: float,
-    ) -> tuple[list[WindowResult], bool]:
-        """Submits one score; gives what it did in each window, and whether it was a repeat.
+    ) -> SubmitResult:
+        """Submits one score; gives what it did in each window.
 
         Raises:
             NotFound: there is no such leaderboard.
@@ -92,11 +108,13 @@ class ScoreWriter:
             except FailedPrecondition:
                 if not self._was_applied(tenant, submission, request_id, deadline):
                     raise
-                return self._repeated(tenant, submission, return_ranks, deadline), True
+                standing = self._repeated(tenant, submission, return_ranks, deadline)
+                return SubmitResult(standing, True)
             segment = segment_of(member, route.segments)
             before = None
             if return_ranks and route.segments > 1:
-                before = self._ranks(route, member, deadline)
+                with suppress(Unavailable):  # it may still be journaled
+                    before = self._ranks(route, member, deadline)
             answer = "r" if return_ranks and route.segments == 1 else "s"
             try:
                 part = self._send(
@@ -112,13 +130,18 @@ class ScoreWriter:
                     self._routes.learn(refusal, attempt, deadline)
                 pause_before(attempt, deadline)
                 continue
+            if part.journaled:
+                unknown = [
+                    WindowResult(window, None, None, False, None, None) for window in route.windows
+                ]
+                return SubmitResult(unknown, part.write.duplicate, journaled=True)
             if not part.outcomes:
                 standing = self._standing(route, member, return_ranks, request_id, deadline)
-                return standing, part.write.duplicate
+                return SubmitResult(standing, part.write.duplicate)
             results = _results(route, part)
             if route.segments > 1:
                 self._complete(route, member, results, before, request_id, deadline)
-            return results, False
+            return SubmitResult(results, False)
         raise Unavailable(
             "the leaderboard is being changed; try again", reason="PARTITION_UNAVAILABLE"
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from tallyboard_server.postgres.journal import delete_batches
 from tallyboard_server.postgres.locks import lock_for_transaction, try_lock_for_transaction
 from tallyboard_server.postgres.statements import statement
 
@@ -25,37 +26,58 @@ class ShardValue(NamedTuple):
     frozen: bool
 
 
-def lock_partition(conn: psycopg.Connection[Any], partition: int, wait: float) -> dict[int, str]:
+class Life(NamedTuple):
+    """Which life of a partition Postgres follows, and the number of its last checkpoint."""
+
+    incarnation: str
+    version: int
+
+
+class TokenRow(NamedTuple):
+    """A token that a partition remembers.
+
+    `held` is a ring's fields and values, one behind the other, or the one value of another token.
+    """
+
+    partition: int
+    token: bytes
+    ring: bool
+    held: list[bytes]
+    expires_at: datetime
+
+
+def lock_partition(conn: psycopg.Connection[Any], partition: int, wait: float) -> dict[int, Life]:
     """Keeps other checkpoints off the partition until the transaction ends.
 
-    Gives the incarnation that Postgres follows, nothing if it does not know the partition.
+    Gives the life that Postgres follows, nothing if it does not know the partition.
 
     Raises:
         psycopg.errors.LockNotAvailable: somebody else had it for `wait` seconds.
     """
     lock_for_transaction(conn, partition, wait)
-    return read_incarnations(conn, [partition])
+    return read_lives(conn, [partition])
 
 
 def try_lock_partitions(
     conn: psycopg.Connection[Any], partitions: Sequence[int]
-) -> tuple[dict[int, str], list[int]]:
+) -> tuple[dict[int, Life], list[int]]:
     """The same for those of `partitions` that are free, without waiting.
 
-    Gives their incarnations as `lock_partition` does, and the partitions that are not free.
+    Gives their lives as `lock_partition` does, and the partitions that are not free.
     """
     locked = try_lock_for_transaction(conn, partitions)
-    return read_incarnations(conn, sorted(locked)), sorted(set(partitions) - locked)
+    return read_lives(conn, sorted(locked)), sorted(set(partitions) - locked)
 
 
-def read_incarnations(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> dict[int, str]:
-    """The incarnations that Postgres follows, of those partitions that it knows."""
+def read_lives(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> dict[int, Life]:
+    """The lives that Postgres follows, of those partitions that it knows."""
     # A statement of its own: it has to see what was committed before the lock was had.
     rows = conn.execute(
-        "SELECT partition, incarnation FROM tallyboard.partitions WHERE partition = ANY(%s)",
+        "SELECT partition, incarnation, version FROM tallyboard.partitions"
+        " WHERE partition = ANY(%s)",
         (list(partitions),),
     )
-    return dict(rows.fetchall())
+    return {partition: Life(incarnation, version) for partition, incarnation, version in rows}
 
 
 def write_values(
@@ -83,6 +105,54 @@ def write_values(
     )
     if None in numbers:
         conn.execute(statement("drop_counters"), columns)
+
+
+def write_tokens(conn: psycopg.Connection[Any], tokens: Sequence[TokenRow]) -> None:
+    """Writes what partitions remember of their callers; the partitions must be locked."""
+    if not tokens:
+        return
+    # The same order everywhere, so that two checkpoints wait instead of deadlocking.
+    ordered = sorted(tokens, key=lambda row: (row.partition, row.token))
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO tallyboard.tokens (partition, token, ring, held, expires_at)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (partition, token) DO UPDATE SET"
+            " ring = excluded.ring, held = excluded.held, expires_at = excluded.expires_at",
+            ordered,
+        )
+
+
+def forget_tokens(conn: psycopg.Connection[Any], limit: int) -> int:
+    """Removes at most `limit` tokens whose time is over; gives how many."""
+    return conn.execute(
+        "DELETE FROM tallyboard.tokens WHERE ctid = ANY(ARRAY("
+        " SELECT ctid FROM tallyboard.tokens WHERE expires_at < now() LIMIT %s"
+        " FOR UPDATE SKIP LOCKED))",
+        (limit,),
+    ).rowcount
+
+
+def mark_cut(
+    conn: psycopg.Connection[Any],
+    versions: Mapping[int, int],
+    at: datetime,
+    rows: Sequence[int],
+) -> None:
+    """Says that Postgres holds all that these partitions held at `at`; they must be locked.
+
+    Args:
+        versions: by partition, the number of this checkpoint.
+        rows: the rows of the journal whose effect is in it; they go.
+    """
+    conn.execute(
+        "UPDATE tallyboard.partitions SET checkpointed_at = greatest(checkpointed_at, %s),"
+        " version = given.version"
+        " FROM unnest(%s::integer[], %s::bigint[]) AS given (partition, version)"
+        " WHERE partitions.partition = given.partition",
+        (at, list(versions), list(versions.values())),
+    )
+    if rows:
+        delete_batches(conn, versions, rows)
 
 
 def mark_checkpointed(

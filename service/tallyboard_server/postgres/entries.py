@@ -136,7 +136,7 @@ def write_entries(
     """
     found = list(entries)
     touched = dict.fromkeys((entry.board_key, entry.window) for entry in found)
-    held = _lock_windows(conn, touched | dict.fromkeys(windows), read_at)
+    held = lock_windows(conn, touched | dict.fromkeys(windows), read_at)
     names = {(board_key, window.window) for board_key, window in touched}
     held = {name: window_id for name, window_id in held.items() if name in names}
     if not held:
@@ -179,10 +179,13 @@ def _stage(
     return taken, gone
 
 
-def _lock_windows(
+def lock_windows(
     conn: psycopg.Connection[Any], windows: Iterable[tuple[str, Window]], read_at: datetime
 ) -> dict[tuple[str, str], int]:
-    """The ids of windows by board_key and name, locked; of boards that there are."""
+    """The ids of windows by board_key and name, locked, and made if need be.
+
+    Those of boards that are unknown or deleted are left out.
+    """
     wanted = {(board_key, window.window): window for board_key, window in windows}
     live = conn.execute(
         "SELECT board_key FROM tallyboard.leaderboards"

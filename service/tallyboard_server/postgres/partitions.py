@@ -14,13 +14,17 @@ class PartitionRow(NamedTuple):
     """What Postgres knows of a partition.
 
     `opened` is False until Redis is known to hold the incarnation; everything that Redis held at
-    `checkpointed_at`, by its clock, is in Postgres.
+    `checkpointed_at`, by its clock, is in Postgres. For `state` and `version` see journal.py;
+    `earlier` are incarnations that it had before.
     """
 
     partition: int
     incarnation: str
     opened: bool
     checkpointed_at: datetime
+    state: str
+    version: int
+    earlier: list[str]
 
 
 class StoreRow(NamedTuple):
@@ -48,7 +52,7 @@ def record_store(conn: psycopg.Connection[Any], store: StoreRow) -> None:
 def read_partitions(conn: psycopg.Connection[Any]) -> list[PartitionRow]:
     """All rows, by partition."""
     rows = conn.execute(
-        "SELECT partition, incarnation, opened, checkpointed_at"
+        "SELECT partition, incarnation, opened, checkpointed_at, state, version, earlier"
         " FROM tallyboard.partitions ORDER BY partition"
     )
     return [PartitionRow(*row) for row in rows]
@@ -87,6 +91,11 @@ def mark_opened(conn: psycopg.Connection[Any], partitions: Sequence[int]) -> Non
     )
 
 
+def read_rules(conn: psycopg.Connection[Any]) -> set[tuple[str, int]]:
+    """All rules for the number of shards that were ever recorded."""
+    return set(conn.execute("SELECT prefix, shards FROM tallyboard.shard_rules").fetchall())
+
+
 def record_rules(
     conn: psycopg.Connection[Any], rules: Iterable[tuple[str, int]]
 ) -> set[tuple[str, int]]:
@@ -97,4 +106,4 @@ def record_rules(
         " SELECT * FROM unnest(%s::text[], %s::integer[]) ON CONFLICT DO NOTHING",
         (list(prefixes), list(shards)),
     )
-    return set(conn.execute("SELECT prefix, shards FROM tallyboard.shard_rules").fetchall())
+    return read_rules(conn)

@@ -1,7 +1,8 @@
 """Script calls: parts merged into one call a partition, and what its answer means for them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 
@@ -13,7 +14,6 @@ from tallyboard_server.errors import (
     Unavailable,
 )
 from tallyboard_server.redis import keys, scripts
-from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.operations import Operation, Part
 
 # A script call holds Redis up for about 2 µs an operation, and Lua's unpack() takes fewer than
@@ -25,10 +25,19 @@ LINK_TTL = 3 * 24 * 3600
 MAX_DELTA = 1 << 52
 
 _NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
+# What Redis says while it takes no writes at all; nothing was applied.
+TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
 )
+
+
+class CallToken(NamedTuple):
+    """What makes a call recognisable when it comes again: a link and its sequence."""
+
+    link: str
+    sequence: int
 
 
 class LinkSequences:
@@ -38,11 +47,11 @@ class LinkSequences:
         self.link = link
         self._next: dict[int, int] = {}
 
-    def take(self, partition: int) -> int:
-        """A sequence never used before in this partition; the first is 1."""
+    def take(self, partition: int) -> CallToken:
+        """A token never used before in this partition; the first sequence is 1."""
         sequence = self._next.get(partition, 1)
         self._next[partition] = sequence + 1
-        return sequence
+        return CallToken(self.link, sequence)
 
 
 @dataclass
@@ -50,6 +59,12 @@ class ScriptCall:
     """A call of a script for one partition and the parts it carries.
 
     Of counters: one operation a key. See scores.py for the call that carries scores.
+
+    Attributes:
+        token: its own, from the moment when it is packed, or journaled.
+        row: its number in the journal, if it is there.
+        sent: whether Redis may have applied it.
+        incarnation: what it was packed with.
     """
 
     partition: int
@@ -58,6 +73,19 @@ class ScriptCall:
     operations: dict[str, Any] = field(default_factory=dict)
     bound: int = 0
     tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
+    token: CallToken | None = None
+    row: int | None = None
+    sent: bool = False
+    incarnation: str = ""
+
+    def without(self, parts: Collection[Part]) -> "ScriptCall":
+        """The same call, under the same token, for the other parts: nothing of it was applied."""
+        left = [part for part in self.parts if part not in parts]
+        call = type(self)(self.partition, self.script) if left else empty_call(self.partition)
+        for part in left:
+            call.takes(part)
+        call.token, call.row = self.token, self.row
+        return call
 
     @property
     def size(self) -> int:
@@ -103,18 +131,29 @@ class ScriptCall:
         """What belongs to the keys."""
         return list(self.operations.values())
 
-    def pack(self, sequences: LinkSequences, incarnation: str) -> bytes:
-        """The EVALSHA command, under a new link sequence."""
+    def pack(
+        self, sequences: LinkSequences, incarnation: str, *, keeps_tokens: bool = False
+    ) -> bytes:
+        """The EVALSHA command, under its token, or a new one of the link's.
+
+        Args:
+            keeps_tokens: whether tokens are part of checkpoints.
+        """
         partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
+        if self.token is None:
+            self.token = sequences.take(partition)
+        self.incarnation = incarnation
         named = [
             keys.incarnation_key(partition),
             keys.dirty_key(partition),
-            keys.link_key(partition, sequences.link),
+            keys.link_key(partition, self.token.link),
+            keys.journaled_key(partition),
             *(token.key for token in tokens),
             *self.names(),
         ]
         arguments: list[Any] = [
-            incarnation, sequences.take(partition), LINK_RING, LINK_TTL, len(tokens)
+            incarnation, self.token.sequence, LINK_RING, LINK_TTL,
+            "" if self.row is None else self.row, "k" if keeps_tokens else "", len(tokens),
         ]  # fmt: skip
         for token in tokens:
             arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
@@ -131,12 +170,18 @@ class ScriptCall:
         """Takes the operations that can't be applied; nothing was."""
         names = list(self.operations)
         refused = {names[i - 1] for i in details}
+        over: set[Part] = set()
         for part in self.parts:
             mine = [name for name in part.operations if name in refused]
             if mine:
                 outcome.refused.append((part, mine))
-            else:
-                outcome.again.append(part)
+                over.add(part)
+        outcome.send_rest(self, over)
+
+
+def empty_call(partition: int) -> ScriptCall:
+    """A call that does nothing but remember its token, and its row in the journal."""
+    return ScriptCall(partition, scripts.ADD)
 
 
 class Outcome:
@@ -144,16 +189,34 @@ class Outcome:
 
     Attributes:
         again: to be sent again, without having been applied.
+        applied: by partition, the token of the last call that was applied.
+        stranded: calls that this Redis does not take now, to be kept elsewhere.
+        fenced: partitions that are not what was expected, and what was.
+        away: what Redis said if it takes no writes.
         refused: parts and the keys that a shard can't hold.
         not_ready: what Redis said if it runs no commands for now.
         reconnect: whether a new connection may help: it loads the scripts, or finds the master.
     """
 
     def __init__(self) -> None:
-        self.again: list[Operation] = []
+        self.again: list[Operation | ScriptCall] = []
+        self.applied: dict[int, CallToken] = {}
+        self.stranded: list[ScriptCall] = []
+        self.fenced: dict[int, str] = {}
+        self.away = ""
         self.not_ready = ""
         self.refused: list[tuple[Part, list[str]]] = []
         self.reconnect = False
+
+    def send_rest(self, call: ScriptCall, over: Collection[Part]) -> None:
+        """Puts down what is left of a call that was not applied, without those that are over.
+
+        A call that is in the journal stays what it is, so that its row is known to be dealt with.
+        """
+        if call.row is not None:
+            self.again.append(call.without(over))
+        else:
+            self.again += [part for part in call.parts if part not in over]
 
 
 def pack(*command: Any) -> bytes:
@@ -165,33 +228,47 @@ def pack(*command: Any) -> bytes:
 def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
     """Gives the parts of a call their outcomes, or puts them down to be sent again."""
     if isinstance(reply, hiredis.ReplyError):
-        said = str(reply)
-        outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
-        if said.startswith("NOSCRIPT"):
-            outcome.again += call.parts
-        elif said.startswith(_NOT_READY):
-            outcome.not_ready = said
-            outcome.again += call.parts
-        else:
-            for part in call.parts:
-                part.done(redis_said(reply))
+        _settle_error(call, reply, outcome)
         return
     verdict, details = reply[0], reply[1:]
     if verdict == b"ok":
-        _settle_applied(call, details, durable)
+        _settle_applied(call, details, durable, outcome)
     elif verdict == b"fenced":
-        for part in call.parts:
-            part.done(closed(call.partition))
+        call.sent = False
+        outcome.fenced[call.partition] = call.incarnation
+        outcome.stranded.append(call)
     elif verdict == b"refused":
         call.refused(details, outcome)
     else:
         _settle_known(call, verdict, details, durable, outcome)
 
 
-def _settle_applied(call: ScriptCall, details: list[Any], durable: bool) -> None:
+def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
+    said = str(reply)
+    call.sent = False
+    outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
+    if said.startswith(("NOSCRIPT", *_NOT_READY)):
+        if not said.startswith("NOSCRIPT"):
+            outcome.not_ready = said
+        outcome.send_rest(call, ())
+    elif said.startswith(TAKES_NO_WRITES):
+        outcome.away = said
+        outcome.stranded.append(call)
+    else:
+        for part in call.parts:
+            part.done(redis_said(reply))
+
+
+def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome: Outcome) -> None:
+    if not durable:
+        call.sent = True
+        outcome.stranded.append(call)
+        return
+    if call.token is not None:
+        outcome.applied[call.partition] = call.token
     call.answered(details)
     for part in call.parts:
-        part.done(None if durable else _not_durable(part))
+        part.done()
 
 
 def _settle_known(
@@ -205,6 +282,7 @@ def _settle_known(
         notes = {tokens[index - 1]: note for index, note in indexes}
     too_old = {tokens[index - 1] for index in details if index} if verdict == b"old" else set()
     link_too_old = verdict == b"old" and not too_old
+    over: set[Part] = set()
     for part in call.parts:
         if part in notes:
             _settle_seen(part, notes[part].decode(), durable)
@@ -213,7 +291,9 @@ def _settle_known(
         elif link_too_old and part.token is None:
             part.done(unanswered(part, "the link's sequence was forgotten"))
         else:
-            outcome.again.append(part)
+            continue
+        over.add(part)
+    outcome.send_rest(call, over)
 
 
 def _settle_seen(part: Part, note: str, durable: bool) -> None:

@@ -66,7 +66,7 @@ def choose_durability(redis: Redis, durability: str) -> str:
 
     Args:
         redis: a connected client.
-        durability: `applied`, `fsynced` or `replicated:N`.
+        durability: `applied`, `fsynced`, `replicated:N` or `journaled`.
 
     Returns:
         `applied`: the answer of a write is enough. `always`: as well, for Redis writes its file
@@ -83,7 +83,8 @@ def choose_durability(redis: Redis, durability: str) -> str:
             f"Redis has maxmemory-policy {policy}, by which it may throw counters away; set it to "
             "noeviction."
         )
-    if durability == "applied":
+    # With the journal Postgres has it already, whatever Redis keeps.
+    if durability in ("applied", "journaled"):
         return APPLIED
     if durability.startswith("replicated:"):
         return WAIT + durability.removeprefix("replicated:")

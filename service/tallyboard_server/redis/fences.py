@@ -1,6 +1,6 @@
 """What this process expects of each partition's data in Redis."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tallyboard_server.errors import Unavailable
 
@@ -8,20 +8,41 @@ from tallyboard_server.errors import Unavailable
 class Fences:
     """What this process expects of each partition: its incarnation, or that it is closed.
 
-    Replaced as a whole by its owner, the worker; read by links without a lock.
+    Any thread may read and change it; each partition's entry is replaced as a whole.
     """
 
     def __init__(self, incarnations: Mapping[int, str]) -> None:
-        self.incarnations = dict(incarnations)
+        self._open = dict(incarnations)
+        self._blocked: dict[int, str] = {}
 
     def expected(self, partition: int) -> str | None:
         """The incarnation, or None for a partition that is closed."""
-        return self.incarnations.get(partition)
+        return self._open.get(partition)
+
+    def follow(self, incarnations: Mapping[int, str], closed: Collection[int]) -> None:
+        """Takes what Postgres says: incarnations of open partitions, and those that are closed."""
+        for partition in closed:
+            self._open.pop(partition, None)
+        for partition, incarnation in incarnations.items():
+            if self._blocked.get(partition) != incarnation:
+                self._blocked.pop(partition, None)
+                self._open[partition] = incarnation
+
+    def block(self, partition: int, incarnation: str) -> None:
+        """Closes a partition whose data is not this life of it, until there is another one."""
+        self._blocked[partition] = incarnation
+        if self._open.get(partition) == incarnation:
+            del self._open[partition]
+
+    def forgive(self) -> None:
+        """Forgets what was blocked: the data is another one now."""
+        self._blocked.clear()
 
 
 def closed(partition: int) -> Unavailable:
-    """The error for a partition whose data is not what we knew."""
+    """The error for a partition that Redis can't serve now."""
     return Unavailable(
-        f"partition {partition} is closed: its data in Redis is not the data we knew",
+        f"partition {partition} is not open: Redis lost its data, or still has to apply what was "
+        "journaled",
         reason="PARTITION_UNAVAILABLE",
     )

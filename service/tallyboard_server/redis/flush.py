@@ -22,7 +22,7 @@ from tallyboard_server.redis.calls import (
     settle_call,
 )
 from tallyboard_server.redis.entries import EntriesCall
-from tallyboard_server.redis.fences import Fences, closed
+from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.gets import Gets
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 from tallyboard_server.redis.rankings import EntriesRead
@@ -34,8 +34,11 @@ MAX_CALLS = LINK_RING // 2
 # A transaction holds Redis up for about 2 µs an operation.
 MAX_TRANSACTION_OPERATIONS = 8192
 _WORTH_A_TRANSACTION = 256
-_MERGING = (scripts.ADD, scripts.SUBMIT)
-_CALLS = {scripts.SUBMIT: ScoresCall, scripts.REMOVE: RemovalCall}
+MERGING = (scripts.ADD, scripts.SUBMIT)
+_CALLS: dict[scripts.Script, type[ScriptCall]] = {
+    scripts.SUBMIT: ScoresCall,
+    scripts.REMOVE: RemovalCall,
+}
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")
 
 
@@ -48,42 +51,49 @@ class Flush:
         sequences: where link sequences come from.
         durability: a command to send behind the writes (WAIT or WAITAOF), or None, and
         durable: the check of its reply.
+        keeps_tokens: whether tokens are part of checkpoints.
 
     Attributes:
         data: the packed commands.
         count: how many replies will come.
-        deferred: parts that have to wait for the next flush.
+        deferred: what has to wait for the next flush.
+        stranded: what is for partitions that are closed.
+        calls: the script calls that are sent.
     """
 
     def __init__(
         self,
-        operations: Sequence[Operation],
+        operations: Sequence[Operation | ScriptCall],
         fences: Fences,
         sequences: LinkSequences,
         durability: tuple[Any, ...] | None = None,
         durable: Callable[[Any], bool] = lambda reply: True,
+        *,
+        keeps_tokens: bool = False,
     ) -> None:
-        self.deferred: list[Operation] = []
+        self.deferred: list[Operation | ScriptCall] = []
+        self.stranded: list[Part | ScriptCall] = []
+        self._keeps_tokens = keeps_tokens
         self._durable = durable
         self._fences = fences
         self._calls_of: Counter[int] = Counter()
         self._entries: dict[Any, EntriesCall] = {}
         self._entry_calls: list[EntriesCall] = []
-        self._calls, self._reads, self._commands = self._sort(operations, fences)
+        self.calls, self._reads, self._commands = self._sort(operations, fences)
         self._transactions: list[Sequence[ScriptCall]] = []
         packed = self._pack_calls(fences, sequences)
         self._gets = self._pack_reads(self._reads)
         packed += [gets.pack() for gets in self._gets]
         packed += [call.pack() for call in self._entry_calls]
         packed += [pack(*command.arguments) for command in self._commands]
-        self._has_durability = durability is not None and bool(self._calls)
-        if durability is not None and self._calls:
+        self._has_durability = durability is not None and bool(self.calls)
+        if durability is not None and self.calls:
             packed.append(pack(*durability))
         self.data = b"".join(packed)
         self.count = len(packed)
 
     def _sort(
-        self, operations: Sequence[Operation], fences: Fences
+        self, operations: Sequence[Operation | ScriptCall], fences: Fences
     ) -> tuple[list[ScriptCall], list[Read], list[Command]]:
         open_calls: dict[tuple[scripts.Script, int], ScriptCall] = {}
         calls: list[ScriptCall] = []
@@ -99,10 +109,12 @@ class Flush:
                 commands.append(operation)
             elif isinstance(operation, EntriesRead):
                 self._place_entries(operation)
+            elif isinstance(operation, ScriptCall):
+                self._place_call(operation, fences, calls)
             elif operation.write.abandoned and not operation.write.sent:
                 operation.done(Unavailable("given up before it was sent"))
             elif fences.expected(operation.partition) is None:
-                operation.done(closed(operation.partition))
+                self.stranded.append(operation)
             else:
                 self._place(operation, open_calls, calls)
         return calls, reads, commands
@@ -118,6 +130,16 @@ class Flush:
             self._entries[name] = call = EntriesCall(read)
             self._entry_calls.append(call)
 
+    def _place_call(self, call: ScriptCall, fences: Fences, calls: list[ScriptCall]) -> None:
+        """A call that is in the journal goes as it is."""
+        if fences.expected(call.partition) is None:
+            self.stranded.append(call)
+        elif self._calls_of[call.partition] == MAX_CALLS:
+            self.deferred.append(call)
+        else:
+            self._calls_of[call.partition] += 1
+            calls.append(call)
+
     def _place(
         self,
         part: Part,
@@ -126,7 +148,7 @@ class Flush:
     ) -> None:
         part.write.sent = True
         partition = part.partition
-        merges = part.script in _MERGING
+        merges = part.script in MERGING
         open_call = open_calls.get((part.script, partition)) if merges else None
         if open_call is not None and open_call.takes(part):
             return
@@ -134,8 +156,7 @@ class Flush:
             self.deferred.append(part)
             return
         self._calls_of[partition] += 1
-        call = _CALLS.get(part.script, ScriptCall)(partition, part.script)
-        call.takes(part)
+        call = call_for(part)
         calls.append(call)
         if merges:
             open_calls[part.script, partition] = call
@@ -146,20 +167,20 @@ class Flush:
         Redis reads about 16 KiB a turn of its event loop, and syncs its file once a turn: calls
         that came over many turns would cost a sync each. In a transaction they cost one.
         """
-        sizes = [call.size for call in self._calls]
+        sizes = [call.size for call in self.calls]
         if sum(sizes) < _WORTH_A_TRANSACTION:
-            self._transactions = [(call,) for call in self._calls]
-            return [self._pack_call(call, fences, sequences) for call in self._calls]
+            self._transactions = [(call,) for call in self.calls]
+            return [self._pack_call(call, fences, sequences) for call in self.calls]
         packed = []
-        for group in _groups(self._calls, sizes):
+        for group in _groups(self.calls, sizes):
             self._transactions.append(group)
             calls = [self._pack_call(call, fences, sequences) for call in group]
             packed += [_MULTI, *calls, _EXEC] if len(group) > 1 else calls
         return packed
 
-    @staticmethod
-    def _pack_call(call: ScriptCall, fences: Fences, sequences: LinkSequences) -> bytes:
-        return call.pack(sequences, fences.expected(call.partition) or "")
+    def _pack_call(self, call: ScriptCall, fences: Fences, sequences: LinkSequences) -> bytes:
+        expected = fences.expected(call.partition) or ""
+        return call.pack(sequences, expected, keeps_tokens=self._keeps_tokens)
 
     def _pack_reads(self, reads: list[Read]) -> list[Gets]:
         groups: list[Gets] = []
@@ -170,11 +191,10 @@ class Flush:
         return groups
 
     @property
-    def operations(self) -> list[Operation]:
-        """Everything that was sent and waits for replies."""
-        parts = [part for call in self._calls for part in call.parts]
+    def others(self) -> list[Operation]:
+        """Everything but script calls that was sent and waits for replies."""
         entries = [read for call in self._entry_calls for read in call.reads]
-        return [*parts, *self._reads, *entries, *self._commands]
+        return [*self._reads, *entries, *self._commands]
 
     def settle(self, replies: Sequence[Any]) -> Outcome:
         """Gives every operation its outcome.
@@ -198,6 +218,13 @@ class Flush:
         for command in self._commands:
             _settle_command(command, next(found), outcome)
         return outcome
+
+
+def call_for(part: Part) -> ScriptCall:
+    """A call that carries the part; others may join it."""
+    call = _CALLS.get(part.script, ScriptCall)(part.partition, part.script)
+    call.takes(part)
+    return call
 
 
 def _groups(calls: list[ScriptCall], sizes: list[int]) -> Iterator[Sequence[ScriptCall]]:

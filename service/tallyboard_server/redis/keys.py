@@ -92,6 +92,16 @@ def checkpoint_id_key(partition: int) -> str:
     return f"{{tb:{partition}}}:F"
 
 
+def version_key(partition: int) -> str:
+    """Key of the number of the last checkpoint that was begun."""
+    return f"{{tb:{partition}}}:v"
+
+
+def journaled_key(partition: int) -> str:
+    """Key of the set of numbers of journal rows that were applied and are in no checkpoint yet."""
+    return f"{{tb:{partition}}}:j"
+
+
 def definition_key(partition: int, tenant: str, leaderboard_id: str) -> str:
     """Key of a leaderboard's definition; partition is its home."""
     return f"{{tb:{partition}}}:b:{_name(tenant, leaderboard_id)}"

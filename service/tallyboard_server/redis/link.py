@@ -2,29 +2,45 @@
 
 Everything that arrives while a flush is in flight becomes the next one. A flush whose replies were
 lost is sent again with the same link tokens. When Redis does not answer in time the breaker opens:
-all that waits fails at once, and so does what comes, until a connection works again.
+what waits is handed over as stranded, reads fail, and so does what comes, until a connection works
+again. The link has another name then: what is new must not push tokens of what was stranded out of
+a ring.
 """
 
 import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final, Protocol
 
 import structlog
+from prometheus_client import Counter
 
 from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable, shutting_down
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import LinkSequences, Outcome, unanswered
+from tallyboard_server.redis.calls import (
+    LINK_RING,
+    CallToken,
+    LinkSequences,
+    Outcome,
+    ScriptCall,
+    unanswered,
+)
 from tallyboard_server.redis.connection import Connection, ConnectionLost, Identity, NoAnswer
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.flush import Flush
-from tallyboard_server.redis.operations import Operation, Part, Read
+from tallyboard_server.redis.keys import link_key
+from tallyboard_server.redis.operations import Command, Operation, Part, Read
+from tallyboard_server.redis.rankings import EntriesRead
 
+_GONE_BACK = Counter(
+    "tallyboard_redis_gone_back_partitions",
+    "Partitions that Redis had in an earlier state when it came back.",
+)
 _log = structlog.get_logger(__name__)
 
 # A quarter of a second of Redis' time: it has to answer in time on a busy machine too.
@@ -37,18 +53,41 @@ _IDLE = 0.5
 _PLAN_AHEAD = 16_384
 
 
+#: Why something is stranded that is for a partition that is closed.
+CLOSED: Final = "the partition is closed"
+
+Stranded = Callable[[Sequence[Part | ScriptCall], str], None]
+
+
+class Admission(Protocol):
+    """Decides whether a Redis may be written to, before anything is."""
+
+    def admit(self, connection: Connection) -> Durability:
+        """What has to be true there before a write is acknowledged.
+
+        Raises:
+            ConnectionLost: it can't be used now.
+        """
+        ...
+
+
 class Link:
     """A pipelined connection to one Redis node.
 
     Args:
         url: the node.
         fences: the incarnations expected, shared with the worker.
-        durability: what has to be true before a write is acknowledged.
+        admission: is asked about every new connection.
         timeout: seconds without an answer, besides what the durability takes, after which the
             breaker opens.
         max_pending: operations (keys) that may wait; more are refused.
         on_refused: called on the link's thread with a part and the keys that a shard can't hold;
             takes over the part.
+        on_stranded: called on the link's thread with what can't be sent, or was sent and never
+            answered, and why; takes it over.
+        on_again: called on the link's thread with parts that have to be sent again under another
+            token; None sends them from here.
+        keeps_tokens: whether tokens are part of checkpoints.
         name: for the thread and the log.
 
     `submit` may be called from any thread. All other state belongs to the link's thread.
@@ -58,25 +97,33 @@ class Link:
         self,
         url: str,
         fences: Fences,
-        durability: Durability,
+        admission: Admission,
         *,
         timeout: float,
         max_pending: int,
         on_refused: Callable[[Part, list[str]], None],
+        on_stranded: Stranded,
+        on_again: Callable[[Part], None] | None = None,
+        keeps_tokens: bool = False,
         name: str,
     ) -> None:
         self._url = url
         self._fences = fences
-        self._durability = durability
-        self._timeout = timeout + durability.patience
+        self._admission = admission
+        self._durability = Durability(None, lambda reply: True)
+        self._patience = self._timeout = timeout
         self._max_pending = max_pending
         self._on_refused = on_refused
-        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+        self._on_stranded = on_stranded
+        self._on_again = on_again
+        self._keeps_tokens = keeps_tokens
+        self._queue: SimpleQueue[Operation | ScriptCall | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
-        self._again: list[Operation] = []
-        self._sequences = LinkSequences(uuid.uuid4().hex[:16])
+        self._again: list[Operation | ScriptCall] = []
+        self._sequences = _new_name()
         self._ahead: Flush | None = None
         self._lost: Identity | None = None
+        self._applied: dict[int, CallToken] = {}
         self._connection: Connection | None = None
         self._down: str | None = None
         self._not_ready_since: float | None = None
@@ -89,11 +136,11 @@ class Link:
         """Why the breaker is open, or None."""
         return self._down
 
-    def submit(self, operations: Iterable[Operation], size: int = 1) -> None:
+    def submit(self, operations: Iterable[Operation | ScriptCall], size: int = 1) -> None:
         """Hands operations over; each one's `on_done` is called, whatever happens.
 
         Args:
-            operations: parts, reads and commands.
+            operations: parts, calls that are in the journal, reads and commands.
             size: how many keys they have, for the bound.
 
         Raises:
@@ -132,7 +179,7 @@ class Link:
     def _is_idle(self) -> bool:
         return self._queue.empty() and not self._again and self._ahead is None
 
-    def _collect(self, patience: float) -> list[Operation]:
+    def _collect(self, patience: float) -> list[Operation | ScriptCall]:
         """What waits, or what comes within `patience` seconds."""
         operations, self._again = self._again, []
         queue, items, weight = self._queue, 0, 0
@@ -153,7 +200,7 @@ class Link:
         self._waiting = 0 if queue.empty() else max(0, self._waiting - items)
         return operations
 
-    def _plan(self, operations: list[Operation]) -> Flush | None:
+    def _plan(self, operations: list[Operation | ScriptCall]) -> Flush | None:
         """A flush of the operations; None when nothing is to be sent."""
         if not operations:
             return None
@@ -164,11 +211,14 @@ class Link:
                 self._sequences,
                 self._durability.command,
                 self._durability.reached,
+                keeps_tokens=self._keeps_tokens,
             )
         except Exception as error:  # the thread must live: whatever waits hangs without it
             self._failed(error, operations)
             return None
         self._again += flush.deferred
+        if flush.stranded:
+            self._on_stranded(flush.stranded, CLOSED)
         return flush if flush.count else None
 
     def _complete(self, flush: Flush) -> None:
@@ -176,28 +226,38 @@ class Link:
         try:
             self._follow(flush.settle(self._exchange(flush)))
         except (ConnectionLost, NoAnswer) as error:
-            self._open_breaker(str(error), flush.operations)
+            self._open_breaker(str(error), [*flush.calls, *flush.others])
         except Exception as error:  # the thread must live
-            self._failed(error, flush.operations)
+            self._failed(error, [*flush.calls, *flush.others])
 
-    def _failed(self, error: Exception, operations: list[Operation]) -> None:
+    def _failed(self, error: Exception, operations: list[Operation | ScriptCall]) -> None:
         _log.exception("link failed", link=self._thread.name)
         self._open_breaker(f"internal error: {type(error).__name__}", operations)
 
     def _follow(self, outcome: Outcome) -> None:
+        self._applied.update(outcome.applied)
         for part, refused in outcome.refused:
             self._on_refused(part, refused)
+        for partition, incarnation in outcome.fenced.items():
+            self._fences.block(partition, incarnation)
         if outcome.reconnect:
             self._disconnect()
         again = [operation for operation in outcome.again if not self._give_up(operation)]
+        if outcome.away:
+            self._open_breaker(outcome.away, [*outcome.stranded, *again])
+            return
+        if outcome.stranded:
+            self._on_stranded(outcome.stranded, CLOSED)
         if not outcome.not_ready:
             self._not_ready_since = None
         elif not self._is_patient():
-            for operation in again:
-                _fail(operation, Unavailable(f"Redis is not ready: {outcome.not_ready[:200]}"))
-            self._open_breaker(outcome.not_ready, [])
+            self._open_breaker(outcome.not_ready, again)
             return
-        self._again += again
+        for operation in again:
+            if self._on_again is not None and isinstance(operation, Part):
+                self._on_again(operation)
+            else:
+                self._again.append(operation)
 
     def _is_patient(self) -> bool:
         """Waits a little for a Redis that is not ready; False when it had its time."""
@@ -208,7 +268,7 @@ class Link:
         return now - self._not_ready_since < self._timeout
 
     @staticmethod
-    def _give_up(operation: Operation) -> bool:
+    def _give_up(operation: Operation | ScriptCall) -> bool:
         if isinstance(operation, Part) and operation.write.abandoned:
             operation.done(Unavailable("given up"))
             return True
@@ -221,6 +281,8 @@ class Link:
             try:
                 if self._connection is None:
                     self._connection = self._connect()
+                for call in flush.calls:
+                    call.sent = True
                 self._connection.send(flush.data)
                 if self._ahead is None and self._waiting > _PLAN_AHEAD:
                     self._ahead = self._plan(self._collect(0))
@@ -234,12 +296,15 @@ class Link:
     def _connect(self) -> Connection:
         connection = Connection(self._url, self._timeout)
         try:
+            self._durability = self._admission.admit(connection)
+            self._timeout = self._patience + self._durability.patience
             if self._lost is not None and not connection.cut_off(self._lost):
                 _log.warning(
                     "Redis does not allow CLIENT KILL: what was sent on the lost connection may "
                     "still be run late.",
                     link=self._thread.name,
                 )
+            self._look_for_losses(connection)
             self._lost = None
             for reply in connection.call([("SCRIPT", "LOAD", s.source) for s in scripts.ALL]):
                 if isinstance(reply, Exception):
@@ -249,24 +314,55 @@ class Link:
             raise
         return connection
 
+    def _look_for_losses(self, connection: Connection) -> None:
+        """Tells people when Redis came back without something that it had acknowledged."""
+        identity, lost, applied = connection.identity, self._lost, self._applied
+        if identity is None or lost is None or identity.run_id == lost.run_id or not applied:
+            return
+        self._applied = {}
+        replies = connection.call(
+            [
+                ("HGET", link_key(partition, token.link), token.sequence % LINK_RING)
+                for partition, token in applied.items()
+            ]
+        )
+        missing = [
+            partition
+            for (partition, token), held in zip(applied.items(), replies, strict=True)
+            if not isinstance(held, Exception) and int(held or 0) < token.sequence
+        ]
+        if missing:
+            _GONE_BACK.inc(len(missing))
+            _log.error(
+                "Redis came back without updates that it had acknowledged.",
+                link=self._thread.name,
+                partitions=missing,
+            )
+
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._lost = self._connection.identity
             self._connection.close()
             self._connection = None
 
-    def _open_breaker(self, why: str, sent: list[Operation]) -> None:
+    def _open_breaker(self, why: str, sent: Sequence[Operation | ScriptCall]) -> None:
+        """Hands over what was sent and not answered, and what waits."""
         self._down = why
         self._disconnect()
         _log.warning("redis away", link=self._thread.name, why=why)
+        stranded = [item for item in sent if isinstance(item, Part | ScriptCall)]
         for operation in sent:
-            _fail(operation, unanswered(operation, why))
-        self._fail_waiting(why)
+            if not isinstance(operation, Part | ScriptCall):
+                _fail(operation, unanswered(operation, why))
+        if stranded:
+            self._on_stranded(stranded, why)
+        self._sequences = _new_name()
+        self._hand_over_waiting(why)
 
-    def _fail_waiting(self, why: str) -> None:
+    def _hand_over_waiting(self, why: str) -> None:
         waiting, self._again = self._again, []
         if self._ahead is not None:
-            waiting += self._ahead.operations
+            waiting += [*self._ahead.calls, *self._ahead.others]
             self._ahead = None
         while True:
             try:
@@ -276,13 +372,19 @@ class Link:
             if operation is not None:
                 waiting.append(operation)
         self._waiting = 0
+        stranded: list[Part | ScriptCall] = []
         for operation in waiting:
-            _fail(operation, Unavailable(f"Redis is away: {why}"))
+            if isinstance(operation, Part | ScriptCall):
+                stranded.append(operation)
+            else:
+                _fail(operation, Unavailable(f"Redis is away: {why}"))
+        if stranded:
+            self._on_stranded(stranded, why)
 
     def _try_to_close_breaker(self, delay: float) -> float:
-        self._fail_waiting(self._down or "")
+        self._hand_over_waiting(self._down or "")
         if self._closing.wait(delay * random.uniform(0.8, 1.2)):
-            self._fail_waiting("the server is shutting down")
+            self._hand_over_waiting("the server is shutting down")
             return delay
         try:
             self._connection = self._connect()
@@ -294,22 +396,27 @@ class Link:
         return _RECONNECT_FIRST
 
 
-def _items(operation: Operation) -> int:
+def _new_name() -> LinkSequences:
+    return LinkSequences(uuid.uuid4().hex[:16])
+
+
+def _items(operation: Operation | ScriptCall) -> int:
     """How many keys it has, or what is like them: for the bound on what waits."""
     if isinstance(operation, Part):
         return operation.items
+    if isinstance(operation, ScriptCall):
+        return sum(part.items for part in operation.parts)
     return len(operation.keys) if type(operation) is Read else 1
 
 
-def _weight(operation: Operation) -> int:
+def _weight(operation: Operation | ScriptCall) -> int:
     """How long Redis works on it: for the bound on a flush."""
-    return operation.weight if isinstance(operation, Part) else _items(operation)
+    if isinstance(operation, Part):
+        return operation.weight
+    return operation.size if isinstance(operation, ScriptCall) else _items(operation)
 
 
-def _fail(operation: Operation, error: TallyboardError) -> None:
+def _fail(operation: Read | EntriesRead | Command, error: TallyboardError) -> None:
     with suppress(RuntimeError):  # already answered
-        if isinstance(operation, Part):
-            operation.done(error)
-        else:
-            operation.error = error
-            operation.on_done()
+        operation.error = error
+        operation.on_done()

@@ -35,6 +35,7 @@ class Part:
         bound: no delta is further from 0.
         repeatable: whether applying it twice does no harm, even without a token.
         counted: whether some of it has counted already.
+        journaled: whether it is in the journal, durable and not yet applied.
         error: why it failed, once it is over.
         seen: whether it had been applied before; then `note` is what was kept with its token.
     """
@@ -43,6 +44,7 @@ class Part:
         "bound",
         "counted",
         "error",
+        "journaled",
         "note",
         "operations",
         "partition",
@@ -70,6 +72,7 @@ class Part:
         self.bound = bound
         self.repeatable = False
         self.counted = False
+        self.journaled = False
         self.error: TallyboardError | None = None
         self.seen = False
         self.note = ""
@@ -144,6 +147,11 @@ class Write:
     def duplicate(self) -> bool:
         """Whether all of it had been applied before."""
         return self.seen == len(self.parts)
+
+    @property
+    def journaled(self) -> bool:
+        """Whether some of it is in the journal, and not applied yet."""
+        return any(part.journaled for part in self.parts)
 
     def part_done(self, error: TallyboardError | None = None, *, seen: bool = False) -> None:
         """Takes the outcome of one part."""

@@ -7,7 +7,7 @@ one item a member however many submissions it had (group commit).
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -130,19 +130,24 @@ class State(NamedTuple):
 
 
 def merged(plan: Plan, held: State, coming: State) -> State:
-    """What stays of two contributions of one member, the one that came first given first.
+    """What stays of two contributions of one member, the one that came first given first."""
+    return merge_states(plan.policy, plan.descending, held, coming)
+
+
+def merge_states(policy: str, descending: bool, held: State, coming: State) -> State:
+    """The same by policy ("B", "L" or "S") and whether the greatest score ranks first.
 
     The same rules as in submit.lua; of SUM, contributions are added up.
     """
-    is_later = coming.code <= held.code if plan.descending else coming.code >= held.code
-    if plan.policy == "L":
+    is_later = coming.code <= held.code if descending else coming.code >= held.code
+    if policy == "L":
         return coming if is_later else held
-    if plan.policy == "S":
+    if policy == "S":
         total = held.score + coming.score
         return (coming if is_later else held)._replace(score=total)
     if coming.score == held.score:
         return held if is_later else coming
-    better = coming.score > held.score if plan.descending else coming.score < held.score
+    better = coming.score > held.score if descending else coming.score < held.score
     return coming if better else held
 
 
@@ -401,30 +406,41 @@ class ScoresCall(ScriptCall):
                 group.settle(details[at : at + group.plan.width])
                 at += group.plan.width
 
-    def refused(self, details: list[Any], outcome: CallOutcome) -> None:
-        """Ends the parts with refused groups; the others are sent again.
-
-        A sum out of range says nothing of those that were added up: each goes again by itself.
-        """
+    def refusals(self, details: Sequence[bytes]) -> Iterator[Refusal]:
+        """What submit.lua refused."""
         groups = list(self.groups.values())
-        refusals: dict[Part, list[Refusal]] = {}
         for detail in details:
             number, code, *what = detail.decode().split(":", 2)
             group = groups[int(number) - 1]
             subject = what[0] if what else ""
             if code == "s":
                 subject = group.columns.members[int(subject) - 1]
-                if len(self.parts) > 1:
-                    for holder, columns in group.parts:
-                        holder.alone |= subject in columns.members
-                    continue
+            yield Refusal(code, subject, group.plan)
+
+    def refused(self, details: list[Any], outcome: CallOutcome) -> None:
+        """Ends the parts with refused groups; the others are sent again.
+
+        A sum out of range says nothing of those that were added up: each goes again by itself.
+        """
+        refusals: dict[Part, list[Refusal]] = {}
+        for refusal in self.refusals(details):
+            group = self.groups[refusal.plan]
+            if refusal.code == "s" and len(self.parts) > 1:
+                for holder, columns in group.parts:
+                    holder.alone |= refusal.subject in columns.members
+                continue
             for holder, _ in group.parts:
-                refusals.setdefault(holder, []).append(Refusal(code, subject, group.plan))
+                refusals.setdefault(holder, []).append(refusal)
+        over: set[Part] = set()
         for part in self.parts:
+            assert isinstance(part, ScorePart)
             if part in refusals:
                 part.done(ScoresRefused(refusals[part]))
-            else:
+                over.add(part)
+            elif part.alone and self.row is not None:
                 outcome.again.append(part)
+                over.add(part)
+        outcome.send_rest(self, over)
 
 
 def _outcome(rows: Sequence[tuple[Any, ...]]) -> Outcome:

@@ -6,16 +6,43 @@ Two links: exact reads and claims do not wait behind a large flush of writes.
 import time
 from collections.abc import Callable, Collection, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, Final, Protocol
 
-from tallyboard_server.errors import DeadlineExceeded
-from tallyboard_server.redis.durability import Durability
-from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.link import Link
+from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.calls import ScriptCall, unanswered
+from tallyboard_server.redis.fences import Fences, closed
+from tallyboard_server.redis.link import CLOSED, Admission, Link
 from tallyboard_server.redis.operations import Command, Part, Read, Write
 from tallyboard_server.redis.rankings import EntriesRead, Found, Ranking
 
 _NO_ANSWER = "Redis did not answer before the deadline of the call"
+# Those whose operations commute with all others, so that they may be applied later.
+JOURNALED: Final = (scripts.ADD, scripts.ADD_WIDE, scripts.SUBMIT)
+
+
+class Journal(Protocol):
+    """Keeps durable what Redis does not take, until it does."""
+
+    def submit(self, parts: Sequence[Part], size: int) -> None:
+        """Takes parts; each is over once it is durable, or applied.
+
+        Raises:
+            Unavailable, Overloaded: nothing was taken.
+        """
+        ...
+
+    def take(self, items: Sequence[Part | ScriptCall], why: str) -> None:
+        """Takes over what a link could not send, or sent without an answer."""
+        ...
+
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+        """Notes what a request id stands for; gives what it stood for first.
+
+        Raises:
+            Unavailable: Postgres is away too.
+        """
+        ...
 
 
 class RedisStore:
@@ -24,11 +51,13 @@ class RedisStore:
     Args:
         url: the Redis node.
         fences: the incarnations expected.
-        durability: what has to be true before a write is acknowledged.
+        admission: is asked about every new connection.
         timeout: seconds without an answer after which Redis counts as away.
         max_pending: operations that may wait in a link.
         on_refused: takes over parts with keys that a shard can't hold.
+        journals_first: whether every write is journaled before it is sent.
 
+    `attach` gives it a journal; without one, what Redis does not take fails.
     Deadlines are values of `time.monotonic()`.
     """
 
@@ -36,26 +65,41 @@ class RedisStore:
         self,
         url: str,
         fences: Fences,
-        durability: Durability,
+        admission: Admission,
         *,
         timeout: float,
         max_pending: int,
         on_refused: Callable[[Part, list[str]], None],
+        journals_first: bool = False,
     ) -> None:
         self.fences = fences
+        self._journal: Journal | None = None
+        self._journals_first = journals_first
         self._links = [
             Link(
                 url,
                 fences,
-                durability,
+                admission,
                 timeout=timeout,
                 max_pending=max_pending,
                 on_refused=on_refused,
+                on_stranded=self._strand,
+                on_again=self._journal_again if journals_first else None,
+                keeps_tokens=journals_first,
                 name=name,
             )
             for name in ("writes", "reads")
         ]
         self._writes, self._reads = self._links
+
+    def attach(self, journal: Journal) -> None:
+        """Gives it a journal, before anything is submitted."""
+        self._journal = journal
+
+    @property
+    def away(self) -> str | None:
+        """Why nothing can be written to Redis, or None."""
+        return self._writes.down
 
     def submit(self, parts: Sequence[Part], size: int) -> None:
         """Submits parts of a write whose `on_done` tells when it is over.
@@ -63,7 +107,54 @@ class RedisStore:
         Raises:
             Unavailable, Overloaded: nothing was taken.
         """
-        self._writes.submit(parts, size)
+        journal = self._journal
+        if journal is None or any(part.script not in JOURNALED for part in parts):
+            self._writes.submit(parts, size)
+        elif self._journals_first or self._writes.down is not None:
+            journal.submit(parts, size)
+        else:
+            try:
+                self._writes.submit(parts, size)
+            except Unavailable:  # since this moment
+                journal.submit(parts, size)
+
+    def send_on(self, items: Sequence[Part | ScriptCall], size: int) -> None:
+        """Sends what the journal has, or has no need of.
+
+        Raises:
+            Unavailable: Redis is away; nothing was taken.
+        """
+        self._writes.submit(items, size)
+
+    def claim_elsewhere(
+        self, tenant: str, request_id: str, fingerprint: bytes, error: Unavailable
+    ) -> bytes:
+        """Claims a request id in the journal, where Redis did not take it.
+
+        Raises:
+            Unavailable: `error`, if there is no journal; or Postgres is away too.
+        """
+        if self._journal is None:
+            raise error
+        return self._journal.claim(tenant, request_id, fingerprint)
+
+    def _strand(self, items: Sequence[Part | ScriptCall], why: str) -> None:
+        """Hands to the journal what belongs there; the rest fails."""
+        kept: list[Part | ScriptCall] = []
+        for item in items:
+            if self._journal is not None and item.script in JOURNALED:
+                kept.append(item)
+            else:
+                fail(item, why)
+        if kept and self._journal is not None:
+            self._journal.take(kept, why)
+
+    def _journal_again(self, part: Part) -> None:
+        """A part that needs another token needs another row, too."""
+        try:
+            self.submit((part,), part.items)
+        except TallyboardError as error:
+            part.done(error)
 
     def write(
         self,
@@ -97,7 +188,7 @@ class RedisStore:
         if size is None:
             size = sum(part.items for part in write.parts)
         if submit is None:
-            self._writes.submit(write.parts, size)
+            self.submit(write.parts, size)
         else:
             submit(write, size)
         self._wait(done, write, deadline)
@@ -176,6 +267,18 @@ class RedisStore:
         if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
             operation.abandoned = True
             raise DeadlineExceeded(_NO_ANSWER)
+
+
+def fail(item: Part | ScriptCall, why: str) -> None:
+    """Ends what can't be kept: with an error that says whether it may be sent again."""
+    is_sent = isinstance(item, ScriptCall) and item.sent
+    for part in item.parts if isinstance(item, ScriptCall) else (item,):
+        if is_sent:
+            part.done(unanswered(part, why))
+        elif why == CLOSED:
+            part.done(closed(part.partition))
+        else:
+            part.done(Unavailable(f"Redis is away: {why}"))
 
 
 class _Countdown:

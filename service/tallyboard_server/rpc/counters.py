@@ -40,10 +40,10 @@ class CounterServicer:
         validation.check_name("counter", counter)
         validation.check_delta("delta", delta)
         request_id = validation.request_id(request.request_id)
-        duplicate = self._counters.writer.increment(
+        result = self._counters.writer.increment(
             caller.tenant, counter, delta, request_id, caller.deadline
         )
-        response = pb.IncrementResponse(duplicate=duplicate)
+        response = pb.IncrementResponse(duplicate=result.duplicate, journaled=result.journaled)
         if request.return_count:
             response.count.CopyFrom(self._exact_after_write(caller, counter, request_id))
         return response
@@ -73,7 +73,9 @@ class CounterServicer:
             for index, counter in enumerate(counters if result.failures else ())
             if counter in result.failures
         ]
-        return pb.BatchIncrementResponse(failures=failures, duplicate=result.duplicate)
+        return pb.BatchIncrementResponse(
+            failures=failures, duplicate=result.duplicate, journaled=result.journaled
+        )
 
     def stream_increments(
         self, requests: Iterator[Any], caller: Caller

@@ -122,7 +122,7 @@ class LeaderboardServicer:
             raise validation.invalid("FIELD_INVALID", "submission", "must be set")
         request_id = validation.request_id(request.request_id)
         try:
-            results, duplicate = self._writer.submit(
+            result = self._writer.submit(
                 caller.tenant,
                 scores.submission(request.submission),
                 request_id,
@@ -131,7 +131,7 @@ class LeaderboardServicer:
             )
         except InvalidArgument as error:
             raise scores.error_within("submission", error) from error
-        return scores.submit_response(results, duplicate)
+        return scores.submit_response(result)
 
     def batch_submit_scores(
         self, request: pb.BatchSubmitScoresRequest, caller: Caller

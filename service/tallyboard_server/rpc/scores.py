@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard.v1.status_pb2 import ItemStatus
 from tallyboard_server.errors import InvalidArgument, TallyboardError
-from tallyboard_server.leaderboards.model import Submission, WindowResult
+from tallyboard_server.leaderboards.model import Submission
 from tallyboard_server.leaderboards.windows import END_OF_MOMENTS, FIRST_MOMENT
+from tallyboard_server.leaderboards.writes import SubmitResult
 from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.enums import WINDOW_KIND_NUMBERS
@@ -48,11 +49,11 @@ def error_within(path: str, error: TallyboardError) -> TallyboardError:
     return error
 
 
-def submit_response(results: Iterable[WindowResult], duplicate: bool) -> pb.SubmitScoreResponse:
+def submit_response(submitted: SubmitResult) -> pb.SubmitScoreResponse:
     """What a submission did, filled in place as entries are."""
-    response = pb.SubmitScoreResponse(duplicate=duplicate)
+    response = pb.SubmitScoreResponse(duplicate=submitted.duplicate, journaled=submitted.journaled)
     add = response.results.add
-    for result in results:
+    for result in submitted.windows:
         window = result.window
         add(
             window=window.window,

@@ -29,7 +29,7 @@ from tallyboard.v1 import consistency_pb2 as tallyboard_dot_v1_dot_consistency__
 from tallyboard.v1 import status_pb2 as tallyboard_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctallyboard/v1/counters.proto\x12\rtallyboard.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ftallyboard/v1/consistency.proto\x1a\x1atallyboard/v1/status.proto\"\x89\x01\n\x05\x43ount\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06\x65xists\x18\x03 \x01(\x08\x12)\n\x05\x61s_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06source\x18\x05 \x01(\x0e\x32\x15.tallyboard.v1.Source\".\n\x0c\x43ounterDelta\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x03\"\\\n\x10IncrementRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x14\n\x0creturn_count\x18\x04 \x01(\x08\"K\n\x11IncrementResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"X\n\x15\x42\x61tchIncrementRequest\x12+\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x1b.tallyboard.v1.CounterDelta\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"X\n\x16\x42\x61tchIncrementResponse\x12+\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32\x19.tallyboard.v1.ItemStatus\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"b\n\x17StreamIncrementsRequest\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x63ounters\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65ltas\x18\x04 \x03(\x12\"{\n\x18StreamIncrementsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x12\x30\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x1e.tallyboard.v1.SequenceFailure\x12\x0e\n\x06window\x18\x03 \x01(\r\"X\n\x0fSequenceFailure\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"U\n\x11GetCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12/\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x1a.tallyboard.v1.Consistency\"9\n\x12GetCounterResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\"\\\n\x17\x42\x61tchGetCountersRequest\x12\x10\n\x08\x63ounters\x18\x01 \x03(\t\x12/\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x1a.tallyboard.v1.Consistency\"@\n\x18\x42\x61tchGetCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count\"^\n\x13ListCountersRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\"U\n\x14ListCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x13ResetCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x14ResetCounterResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\x12\x11\n\tduplicate\x18\x02 \x01(\x08\";\n\x14\x44\x65leteCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x15\x44\x65leteCounterResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"Y\n\x14WatchCountersRequest\x12\x10\n\x08\x63ounters\x18\x01 \x03(\t\x12/\n\x0cmin_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x15WatchCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count2\xcc\x06\n\x0e\x43ounterService\x12N\n\tIncrement\x12\x1f.tallyboard.v1.IncrementRequest\x1a .tallyboard.v1.IncrementResponse\x12]\n\x0e\x42\x61tchIncrement\x12$.tallyboard.v1.BatchIncrementRequest\x1a%.tallyboard.v1.BatchIncrementResponse\x12g\n\x10StreamIncrements\x12&.tallyboard.v1.StreamIncrementsRequest\x1a\'.tallyboard.v1.StreamIncrementsResponse(\x01\x30\x01\x12Q\n\nGetCounter\x12 .tallyboard.v1.GetCounterRequest\x1a!.tallyboard.v1.GetCounterResponse\x12\x63\n\x10\x42\x61tchGetCounters\x12&.tallyboard.v1.BatchGetCountersRequest\x1a\'.tallyboard.v1.BatchGetCountersResponse\x12W\n\x0cListCounters\x12\".tallyboard.v1.ListCountersRequest\x1a#.tallyboard.v1.ListCountersResponse\x12W\n\x0cResetCounter\x12\".tallyboard.v1.ResetCounterRequest\x1a#.tallyboard.v1.ResetCounterResponse\x12Z\n\rDeleteCounter\x12#.tallyboard.v1.DeleteCounterRequest\x1a$.tallyboard.v1.DeleteCounterResponse\x12\\\n\rWatchCounters\x12#.tallyboard.v1.WatchCountersRequest\x1a$.tallyboard.v1.WatchCountersResponse0\x01\x42k\n\x10io.tallyboard.v1B\rCountersProtoP\x01ZFgithub.com/tallyboard/tallyboard/clients/go/tallyboard/v1;tallyboardv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctallyboard/v1/counters.proto\x12\rtallyboard.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1ftallyboard/v1/consistency.proto\x1a\x1atallyboard/v1/status.proto\"\x89\x01\n\x05\x43ount\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06\x65xists\x18\x03 \x01(\x08\x12)\n\x05\x61s_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06source\x18\x05 \x01(\x0e\x32\x15.tallyboard.v1.Source\".\n\x0c\x43ounterDelta\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x03\"\\\n\x10IncrementRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x14\n\x0creturn_count\x18\x04 \x01(\x08\"^\n\x11IncrementResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x11\n\tjournaled\x18\x03 \x01(\x08\"X\n\x15\x42\x61tchIncrementRequest\x12+\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x1b.tallyboard.v1.CounterDelta\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"k\n\x16\x42\x61tchIncrementResponse\x12+\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32\x19.tallyboard.v1.ItemStatus\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x11\n\tjournaled\x18\x03 \x01(\x08\"b\n\x17StreamIncrementsRequest\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x63ounters\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65ltas\x18\x04 \x03(\x12\"{\n\x18StreamIncrementsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x12\x30\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x1e.tallyboard.v1.SequenceFailure\x12\x0e\n\x06window\x18\x03 \x01(\r\"X\n\x0fSequenceFailure\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"U\n\x11GetCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12/\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x1a.tallyboard.v1.Consistency\"9\n\x12GetCounterResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\"\\\n\x17\x42\x61tchGetCountersRequest\x12\x10\n\x08\x63ounters\x18\x01 \x03(\t\x12/\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x1a.tallyboard.v1.Consistency\"@\n\x18\x42\x61tchGetCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count\"^\n\x13ListCountersRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\"U\n\x14ListCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x13ResetCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x14ResetCounterResponse\x12#\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x14.tallyboard.v1.Count\x12\x11\n\tduplicate\x18\x02 \x01(\x08\";\n\x14\x44\x65leteCounterRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\";\n\x15\x44\x65leteCounterResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"Y\n\x14WatchCountersRequest\x12\x10\n\x08\x63ounters\x18\x01 \x03(\t\x12/\n\x0cmin_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x15WatchCountersResponse\x12$\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x14.tallyboard.v1.Count2\xcc\x06\n\x0e\x43ounterService\x12N\n\tIncrement\x12\x1f.tallyboard.v1.IncrementRequest\x1a .tallyboard.v1.IncrementResponse\x12]\n\x0e\x42\x61tchIncrement\x12$.tallyboard.v1.BatchIncrementRequest\x1a%.tallyboard.v1.BatchIncrementResponse\x12g\n\x10StreamIncrements\x12&.tallyboard.v1.StreamIncrementsRequest\x1a\'.tallyboard.v1.StreamIncrementsResponse(\x01\x30\x01\x12Q\n\nGetCounter\x12 .tallyboard.v1.GetCounterRequest\x1a!.tallyboard.v1.GetCounterResponse\x12\x63\n\x10\x42\x61tchGetCounters\x12&.tallyboard.v1.BatchGetCountersRequest\x1a\'.tallyboard.v1.BatchGetCountersResponse\x12W\n\x0cListCounters\x12\".tallyboard.v1.ListCountersRequest\x1a#.tallyboard.v1.ListCountersResponse\x12W\n\x0cResetCounter\x12\".tallyboard.v1.ResetCounterRequest\x1a#.tallyboard.v1.ResetCounterResponse\x12Z\n\rDeleteCounter\x12#.tallyboard.v1.DeleteCounterRequest\x1a$.tallyboard.v1.DeleteCounterResponse\x12\\\n\rWatchCounters\x12#.tallyboard.v1.WatchCountersRequest\x1a$.tallyboard.v1.WatchCountersResponse0\x01\x42k\n\x10io.tallyboard.v1B\rCountersProtoP\x01ZFgithub.com/tallyboard/tallyboard/clients/go/tallyboard/v1;tallyboardv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,41 +44,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INCREMENTREQUEST']._serialized_start=386
   _globals['_INCREMENTREQUEST']._serialized_end=478
   _globals['_INCREMENTRESPONSE']._serialized_start=480
-  _globals['_INCREMENTRESPONSE']._serialized_end=555
-  _globals['_BATCHINCREMENTREQUEST']._serialized_start=557
-  _globals['_BATCHINCREMENTREQUEST']._serialized_end=645
-  _globals['_BATCHINCREMENTRESPONSE']._serialized_start=647
-  _globals['_BATCHINCREMENTRESPONSE']._serialized_end=735
-  _globals['_STREAMINCREMENTSREQUEST']._serialized_start=737
-  _globals['_STREAMINCREMENTSREQUEST']._serialized_end=835
-  _globals['_STREAMINCREMENTSRESPONSE']._serialized_start=837
-  _globals['_STREAMINCREMENTSRESPONSE']._serialized_end=960
-  _globals['_SEQUENCEFAILURE']._serialized_start=962
-  _globals['_SEQUENCEFAILURE']._serialized_end=1050
-  _globals['_GETCOUNTERREQUEST']._serialized_start=1052
-  _globals['_GETCOUNTERREQUEST']._serialized_end=1137
-  _globals['_GETCOUNTERRESPONSE']._serialized_start=1139
-  _globals['_GETCOUNTERRESPONSE']._serialized_end=1196
-  _globals['_BATCHGETCOUNTERSREQUEST']._serialized_start=1198
-  _globals['_BATCHGETCOUNTERSREQUEST']._serialized_end=1290
-  _globals['_BATCHGETCOUNTERSRESPONSE']._serialized_start=1292
-  _globals['_BATCHGETCOUNTERSRESPONSE']._serialized_end=1356
-  _globals['_LISTCOUNTERSREQUEST']._serialized_start=1358
-  _globals['_LISTCOUNTERSREQUEST']._serialized_end=1452
-  _globals['_LISTCOUNTERSRESPONSE']._serialized_start=1454
-  _globals['_LISTCOUNTERSRESPONSE']._serialized_end=1539
-  _globals['_RESETCOUNTERREQUEST']._serialized_start=1541
-  _globals['_RESETCOUNTERREQUEST']._serialized_end=1599
-  _globals['_RESETCOUNTERRESPONSE']._serialized_start=1601
-  _globals['_RESETCOUNTERRESPONSE']._serialized_end=1679
-  _globals['_DELETECOUNTERREQUEST']._serialized_start=1681
-  _globals['_DELETECOUNTERREQUEST']._serialized_end=1740
-  _globals['_DELETECOUNTERRESPONSE']._serialized_start=1742
-  _globals['_DELETECOUNTERRESPONSE']._serialized_end=1801
-  _globals['_WATCHCOUNTERSREQUEST']._serialized_start=1803
-  _globals['_WATCHCOUNTERSREQUEST']._serialized_end=1892
-  _globals['_WATCHCOUNTERSRESPONSE']._serialized_start=1894
-  _globals['_WATCHCOUNTERSRESPONSE']._serialized_end=1955
-  _globals['_COUNTERSERVICE']._serialized_start=1958
-  _globals['_COUNTERSERVICE']._serialized_end=2802
+  _globals['_INCREMENTRESPONSE']._serialized_end=574
+  _globals['_BATCHINCREMENTREQUEST']._serialized_start=576
+  _globals['_BATCHINCREMENTREQUEST']._serialized_end=664
+  _globals['_BATCHINCREMENTRESPONSE']._serialized_start=666
+  _globals['_BATCHINCREMENTRESPONSE']._serialized_end=773
+  _globals['_STREAMINCREMENTSREQUEST']._serialized_start=775
+  _globals['_STREAMINCREMENTSREQUEST']._serialized_end=873
+  _globals['_STREAMINCREMENTSRESPONSE']._serialized_start=875
+  _globals['_STREAMINCREMENTSRESPONSE']._serialized_end=998
+  _globals['_SEQUENCEFAILURE']._serialized_start=1000
+  _globals['_SEQUENCEFAILURE']._serialized_end=1088
+  _globals['_GETCOUNTERREQUEST']._serialized_start=1090
+  _globals['_GETCOUNTERREQUEST']._serialized_end=1175
+  _globals['_GETCOUNTERRESPONSE']._serialized_start=1177
+  _globals['_GETCOUNTERRESPONSE']._serialized_end=1234
+  _globals['_BATCHGETCOUNTERSREQUEST']._serialized_start=1236
+  _globals['_BATCHGETCOUNTERSREQUEST']._serialized_end=1328
+  _globals['_BATCHGETCOUNTERSRESPONSE']._serialized_start=1330
+  _globals['_BATCHGETCOUNTERSRESPONSE']._serialized_end=1394
+  _globals['_LISTCOUNTERSREQUEST']._serialized_start=1396
+  _globals['_LISTCOUNTERSREQUEST']._serialized_end=1490
+  _globals['_LISTCOUNTERSRESPONSE']._serialized_start=1492
+  _globals['_LISTCOUNTERSRESPONSE']._serialized_end=1577
+  _globals['_RESETCOUNTERREQUEST']._serialized_start=1579
+  _globals['_RESETCOUNTERREQUEST']._serialized_end=1637
+  _globals['_RESETCOUNTERRESPONSE']._serialized_start=1639
+  _globals['_RESETCOUNTERRESPONSE']._serialized_end=1717
+  _globals['_DELETECOUNTERREQUEST']._serialized_start=1719
+  _globals['_DELETECOUNTERREQUEST']._serialized_end=1778
+  _globals['_DELETECOUNTERRESPONSE']._serialized_start=1780
+  _globals['_DELETECOUNTERRESPONSE']._serialized_end=1839
+  _globals['_WATCHCOUNTERSREQUEST']._serialized_start=1841
+  _globals['_WATCHCOUNTERSREQUEST']._serialized_end=1930
+  _globals['_WATCHCOUNTERSRESPONSE']._serialized_start=1932
+  _globals['_WATCHCOUNTERSRESPONSE']._serialized_end=1993
+  _globals['_COUNTERSERVICE']._serialized_start=1996
+  _globals['_COUNTERSERVICE']._serialized_end=2840
 # @@protoc_insertion_point(module_scope)

@@ -139,12 +139,15 @@ class IncrementResponse(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
+    JOURNALED_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether the request id was seen before, so that nothing was added this time."""
+    journaled: _builtins.bool
+    """Whether it is in the journal: durable, and applied when Redis takes it again."""
     @_builtins.property
     def count(self) -> Global___Count:
         """The counter after the increment, from Redis; other increments may be in it. Only set with
-        `return_count`.
+        `return_count`. Of one that was journaled: from Postgres, as `source` says.
         """
 
     def __init__(
@@ -152,10 +155,11 @@ class IncrementResponse(_message.Message):
         *,
         count: Global___Count | None = ...,
         duplicate: _builtins.bool = ...,
+        journaled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "duplicate", b"duplicate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "duplicate", b"duplicate", "journaled", b"journaled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,8 +206,11 @@ class BatchIncrementResponse(_message.Message):
 
     FAILURES_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
+    JOURNALED_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether the request id was seen before, so that nothing was added this time."""
+    journaled: _builtins.bool
+    """Whether some of it is in the journal: durable, and applied when Redis takes it again."""
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[_status_pb2.ItemStatus]:
         """The items that did not count, by ascending index; empty if all did. Possible reasons:
@@ -215,10 +222,11 @@ class BatchIncrementResponse(_message.Message):
         *,
         failures: _abc.Iterable[_status_pb2.ItemStatus] | None = ...,
         duplicate: _builtins.bool = ...,
+        journaled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "failures", b"failures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "failures", b"failures", "journaled", b"journaled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

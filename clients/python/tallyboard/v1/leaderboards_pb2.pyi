@@ -1003,8 +1003,13 @@ class SubmitScoreResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
+    JOURNALED_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether the request id was seen before, so that nothing was changed this time."""
+    journaled: _builtins.bool
+    """Whether it is in the journal: durable, and applied when Redis takes it again. What it did is
+    not known then, so the results have no scores and no ranks.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___WindowResult]:
         """What the submission did, window by window, in the order of the board's `windows` and then its
@@ -1016,10 +1021,11 @@ class SubmitScoreResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___WindowResult] | None = ...,
         duplicate: _builtins.bool = ...,
+        journaled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "journaled", b"journaled", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

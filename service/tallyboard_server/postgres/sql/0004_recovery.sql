@@ -54,9 +54,10 @@ CREATE TABLE tallyboard.journal_entries (
     window_id bigint NOT NULL,
     member text COLLATE "C" NOT NULL,
     partition integer NOT NULL,
-    score double precision NOT NULL,
-    updated_at timestamptz NOT NULL,
-    metadata bytea NOT NULL,
+    -- Null only within a transaction that adds to the journal.
+    score double precision,
+    updated_at timestamptz,
+    metadata bytea,
     PRIMARY KEY (window_id, member)
 );
 

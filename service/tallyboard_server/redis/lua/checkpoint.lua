@@ -1,12 +1,17 @@
--- Takes what has changed for a checkpoint: what an earlier checkpoint took and never finished, and
--- as much as there is room for, under a new checkpoint id. Answers what the keys hold.
+-- One step of a checkpoint: takes some of what has changed, and answers what it holds. The step that
+-- leaves nothing makes the checkpoint a cut: all that the partition holds at that moment is in it.
 --
--- KEYS: dirty set, in-flight set, checkpoint id, incarnation
--- ARGV: id of this checkpoint, most keys and entries to hold in flight, incarnation expected
+-- KEYS: dirty set, in-flight set, checkpoint id, incarnation, version, journaled
+-- ARGV: id of this checkpoint, most keys and entries to take, incarnation expected, number of the
+--   last checkpoint that was committed, "first" or "more"
 -- Answers: {"fenced", incarnation found or ""};
---          {"ok", dirty keys left, changed entries left (-1: not counted), {key...},
---          {value or nil...}, {{entries' key, {member...}, {record or nil...}}...}}.
--- The dirty set holds keys of counters, and keys of windows' entries: which members of a window
+--          {"older", number of the last checkpoint here}: this Redis has gone back;
+--          {"taken"}: another checkpoint has begun since the first step of this one;
+--          {"ok", number of this checkpoint, dirty keys left, changed entries left (-1: not
+--          counted), {key...}, {value or nil...}, {{entries' key, {member...}, {record or nil...}}
+--          ...}, {{token, milliseconds to live, "s" or "h", value...}...}, {row in the journal...}}.
+-- What an earlier checkpoint took and never finished is dirty again.
+-- The dirty set holds keys of counters, of tokens, and of windows' entries: which members of a window
 -- have changed is in a set of its own. These keys can't be passed as KEYS, for nobody knows them
 -- before; they carry the hash tag of the sets that they are members of, so they are on the same
 -- node.
@@ -16,8 +21,10 @@ local COUNTABLE = 1000
 
 local incarnation = redis.call('GET', KEYS[4])
 if incarnation ~= ARGV[3] then return {'fenced', incarnation or ''} end
+local version = tonumber(redis.call('GET', KEYS[5]) or '0')
+if version < tonumber(ARGV[4]) then return {'older', version} end
 
-local function is_of_entries(key) return string.match(key, '^{tb:%d+}:h:') end
+local function kind_of(key) return string.match(key, '^{tb:%d+}:(%a):') end
 
 local function of_kind(key, kind) return (string.gsub(key, '}:h:', '}:' .. kind .. ':', 1)) end
 
@@ -27,18 +34,45 @@ local function add(set, members)
   end
 end
 
-local room = tonumber(ARGV[2]) - redis.call('SCARD', KEYS[2])
-if room > 0 then
-  -- SPOP is allowed when Redis is full, and what follows a script's first write is as well: a
-  -- full Redis can still be checkpointed.
-  add(KEYS[2], redis.call('SPOP', KEYS[1], room))
+local function give_back()
+  for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+    if kind_of(key) == 'h' then
+      local dirty, in_flight = of_kind(key, 'y'), of_kind(key, 'Y')
+      if redis.call('EXISTS', in_flight) == 1 then
+        redis.call('SUNIONSTORE', dirty, dirty, in_flight)
+        redis.call('UNLINK', in_flight)
+      end
+    end
+  end
+  redis.call('SUNIONSTORE', KEYS[1], KEYS[1], KEYS[2])
+  redis.call('UNLINK', KEYS[2])
 end
 
-local counters, windows = {}, {}
-for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  if is_of_entries(key) then windows[#windows + 1] = key else counters[#counters + 1] = key end
+-- The first command is one that a full Redis allows, and what follows it in a script is allowed too:
+-- a full Redis can still be checkpointed.
+redis.call('SREM', KEYS[1], '')
+if ARGV[5] == 'first' then
+  if redis.call('EXISTS', KEYS[2]) == 1 then give_back() end
+  version = math.max(version, ARGV[4] + 1)
+  redis.call('SET', KEYS[5], version)
+  redis.call('SET', KEYS[3], ARGV[1])
+elseif redis.call('GET', KEYS[3]) ~= ARGV[1] then
+  return {'taken'}
 end
-if #counters + #windows > 0 then redis.call('SET', KEYS[3], ARGV[1]) end
+
+local taken = redis.call('SPOP', KEYS[1], ARGV[2])
+add(KEYS[2], taken)
+local counters, tokens, windows = {}, {}, {}
+for _, key in ipairs(taken) do
+  local kind = kind_of(key)
+  if kind == 'h' then
+    windows[#windows + 1] = key
+  elseif kind == 'c' or kind == 'w' then
+    counters[#counters + 1] = key
+  else
+    tokens[#tokens + 1] = key
+  end
+end
 
 local values = {}
 for low = 1, #counters, CHUNK do
@@ -47,20 +81,29 @@ for low = 1, #counters, CHUNK do
   for i = low, high do values[i] = held[i - low + 1] end
 end
 
+local held_tokens = {}
+for _, key in ipairs(tokens) do
+  local left = redis.call('PTTL', key)
+  if left > 0 then
+    local ring = kind_of(key) == 'p' or kind_of(key) == 'P'
+    local held = ring and redis.call('HGETALL', key) or { redis.call('GET', key) }
+    held_tokens[#held_tokens + 1] = { key, left, ring and 'h' or 's', unpack(held) }
+  end
+end
+
 -- Windows take no room, their members do: however many windows there are, some are copied.
-room = tonumber(ARGV[2]) - #counters
-for _, key in ipairs(windows) do room = room - redis.call('SCARD', of_kind(key, 'Y')) end
+local room = tonumber(ARGV[2]) - #counters - #tokens
 
 -- Moves as many changed members as there is room for; what is left keeps the window dirty.
 local function take_members(key)
-  local dirty, in_flight = of_kind(key, 'y'), of_kind(key, 'Y')
+  local dirty, fresh = of_kind(key, 'y'), {}
   if room > 0 then
-    local fresh = redis.call('SPOP', dirty, room)
-    add(in_flight, fresh)
+    fresh = redis.call('SPOP', dirty, room)
+    add(of_kind(key, 'Y'), fresh)
     room = room - #fresh
   end
   if redis.call('EXISTS', dirty) == 1 then redis.call('SADD', KEYS[1], key) end
-  return redis.call('SMEMBERS', in_flight)
+  return fresh
 end
 
 local entries = {}
@@ -79,10 +122,11 @@ local left, entries_left = redis.call('SCARD', KEYS[1]), -1
 if left <= COUNTABLE then
   entries_left = 0
   for _, key in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-    if is_of_entries(key) then
+    if kind_of(key) == 'h' then
       entries_left = entries_left + redis.call('SCARD', of_kind(key, 'y'))
     end
   end
 end
 
-return {'ok', left, entries_left, counters, values, entries}
+local rows = left == 0 and redis.call('SMEMBERS', KEYS[6]) or {}
+return {'ok', version, left, entries_left, counters, values, entries, held_tokens, rows}

@@ -8,9 +8,10 @@
 -- An operation with `remembers_refusal` remembers its tokens also when it is refused, with the
 -- note "\n".
 --
--- KEYS: incarnation, dirty set, link ring, one key a token, one key an operation
--- ARGV: incarnation expected, link sequence, link ring's size, link ring's TTL s, number of
---       tokens, then three a token, then one an operation
+-- KEYS: incarnation, dirty set, link ring, journaled, one key a token, one key an operation
+-- ARGV: incarnation expected, link sequence, link ring's size, link ring's TTL s, number of the row
+--       in the journal ("": none), "k" if tokens are part of checkpoints, number of tokens, then
+--       three a token, then one an operation
 --   a producer's token: "p", sequence and note, TTL s   (key: ring of the producer)
 --   a request's token:  "r", note, TTL s                (key: the request's own)
 --   The note is kept with the token and told to whoever repeats it.
@@ -37,13 +38,17 @@ end
 -- then covers the first write too.
 local link_sequence, link_size = tonumber(ARGV[2]), tonumber(ARGV[3])
 local link_slot, link_state = look(KEYS[3], link_sequence, link_size)
+local row, keeps_tokens = ARGV[5], ARGV[6] == 'k'
+if row ~= '' and redis.call('SISMEMBER', KEYS[4], row) == 1 then return {'ok'} end
 if link_state == 'seen' then
   redis.call('HSET', KEYS[3], link_slot, ARGV[2])
+  -- It was applied before it was journaled.
+  if row ~= '' then redis.call('SADD', KEYS[4], row) end
   return {'ok'}
 end
 if link_state == 'old' then return {'old', 0} end
 
-local tokens = tonumber(ARGV[5])
+local tokens = tonumber(ARGV[7])
 local seen, old, slots = {}, {}, {}
 local function note_seen(i, note)
   seen[#seen + 1] = i
@@ -51,7 +56,7 @@ local function note_seen(i, note)
 end
 
 for i = 1, tokens do
-  local key, at = KEYS[3 + i], 3 + 3 * i
+  local key, at = KEYS[4 + i], 5 + 3 * i
   if ARGV[at] == 'p' then
     local sequence = string.match(ARGV[at + 1], '^%d+')
     local slot, state, held = look(key, tonumber(sequence), PRODUCER_RING)
@@ -80,18 +85,19 @@ end
 
 local function remember(note)
   for i = 1, tokens do
-    local key, at = KEYS[3 + i], 3 + 3 * i
+    local key, at = KEYS[4 + i], 5 + 3 * i
     if ARGV[at] == 'p' then
       redis.call('HSET', key, slots[i], ARGV[at + 1] .. note)
       keep(key, ARGV[at + 2])
     else
       redis.call('SET', key, ARGV[at + 1] .. note, 'EX', ARGV[at + 2])
     end
+    if keeps_tokens then redis.call('SADD', KEYS[2], key) end
   end
 end
 
-local first = 4 + tokens
-local before = 6 + 3 * tokens - first
+local first = 5 + tokens
+local before = 8 + 3 * tokens - first
 local refused = operation.check(first, before)
 if #refused > 0 then
   if operation.remembers_refusal then remember('\n') end
@@ -101,4 +107,5 @@ local answer = operation.write(first, before)
 remember('')
 redis.call('HSET', KEYS[3], link_slot, ARGV[2])
 keep(KEYS[3], ARGV[4])
+if row ~= '' then redis.call('SADD', KEYS[4], row) end
 return {'ok', unpack(answer or {})}

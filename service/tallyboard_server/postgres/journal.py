@@ -1,0 +1,314 @@
+"""The journal: batches that are durable in Postgres and not yet in a checkpoint.
+
+Callers hold the transaction. Whoever adds batches of a partition holds its journal lock shared, and
+whoever opens the partition holds it alone: so nobody adds one behind the last look.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import psycopg
+import psycopg.sql
+
+from tallyboard_server.postgres.locks import JOURNAL_LOCKS
+from tallyboard_server.postgres.statements import statement
+
+OPEN: Final = "OPEN"
+JOURNALING: Final = "JOURNALING"
+REBUILDING: Final = "REBUILDING"
+
+
+class Standing(NamedTuple):
+    """What Postgres says of a partition: its state, incarnation, and last checkpoint's number."""
+
+    partition: int
+    state: str
+    incarnation: str
+    version: int
+
+
+class Increment(NamedTuple):
+    """What a batch adds to a counter."""
+
+    tenant: str
+    counter: str
+    delta: int
+
+
+class TokenOf(NamedTuple):
+    """A caller's token in a batch; `sequence` is 0 for a request id."""
+
+    token: str
+    sequence: int
+
+
+class Batch(NamedTuple):
+    """A row of the journal: one script call for one partition.
+
+    Attributes:
+        link, sequence: the token that the call has in Redis.
+        text: the call, see recovery/batches.py.
+        updates: how many updates it holds.
+    """
+
+    journal_id: int
+    partition: int
+    link: str
+    sequence: int
+    text: str
+    updates: int
+
+
+class ScoreDelta(NamedTuple):
+    """What a batch does to a member's entry in one window, by the board's policy."""
+
+    window_id: int
+    member: str
+    partition: int
+    score: float
+    updated_at: int
+    metadata: bytes
+    policy: str
+    descending: bool
+
+
+def read_standings(
+    conn: psycopg.Connection[Any], partitions: Collection[int] | None = None
+) -> list[Standing]:
+    """What Postgres says of partitions; of all by default."""
+    rows = conn.execute(
+        "SELECT partition, state, incarnation, version FROM tallyboard.partitions"
+        " WHERE %(which)s::integer[] IS NULL OR partition = ANY(%(which)s)"
+        " ORDER BY partition",
+        {"which": None if partitions is None else list(partitions)},
+    )
+    return [Standing(*row) for row in rows]
+
+
+def lock_shared(conn: psycopg.Connection[Any], partitions: Iterable[int]) -> None:
+    """Keeps these partitions from being opened until the transaction ends."""
+    conn.execute(
+        "SELECT pg_advisory_xact_lock_shared(%s, partition)"
+        " FROM unnest(%s::integer[]) AS given (partition)",
+        (JOURNAL_LOCKS, sorted(partitions)),
+    )
+
+
+def lock_alone(conn: psycopg.Connection[Any], partition: int) -> None:
+    """Keeps others from adding batches of this partition until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (JOURNAL_LOCKS, partition))
+
+
+def begin_journaling(conn: psycopg.Connection[Any], partitions: Collection[int]) -> None:
+    """Says that writes of these partitions go to the journal, of those that are open."""
+    conn.execute(
+        "UPDATE tallyboard.partitions SET state = 'JOURNALING' WHERE partition IN ("
+        " SELECT partition FROM tallyboard.partitions"
+        " WHERE partition = ANY(%s) AND state = 'OPEN' ORDER BY partition FOR NO KEY UPDATE)",
+        (sorted(partitions),),
+    )
+
+
+def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: str) -> bool:
+    """Says that Redis has all of this life of it; False if Postgres follows another one."""
+    return (
+        conn.execute(
+            "UPDATE tallyboard.partitions SET state = 'OPEN'"
+            " WHERE partition = %s AND incarnation = %s",
+            (partition, incarnation),
+        ).rowcount
+        > 0
+    )
+
+
+def reserve_ids(conn: psycopg.Connection[Any], count: int) -> list[int]:
+    """Numbers for new rows; they are lost if they are not used."""
+    rows = conn.execute(
+        "SELECT nextval(pg_get_serial_sequence('tallyboard.journal', 'journal_id'))"
+        " FROM generate_series(1, %s)",
+        (count,),
+    )
+    return [row[0] for row in rows]
+
+
+def claim_tokens(
+    conn: psycopg.Connection[Any], tokens: Sequence[tuple[TokenOf, int]]
+) -> dict[TokenOf, int]:
+    """Notes which row has a token; gives for each the row that has it, which may be another.
+
+    Args:
+        tokens: with the numbers of their rows; each token at most once.
+    """
+    ordered = sorted(tokens)
+    rows = conn.execute(
+        statement("claim_tokens"),
+        {
+            "tokens": [token.token for token, _ in ordered],
+            "sequences": [token.sequence for token, _ in ordered],
+            "ids": [row for _, row in ordered],
+        },
+    )
+    return {TokenOf(token, sequence): row for token, sequence, row in rows}
+
+
+def add_batches(
+    conn: psycopg.Connection[Any],
+    batches: Sequence[Batch],
+    increments: Sequence[tuple[int, Increment]],
+) -> None:
+    """Adds rows; those that are there already, by link and sequence, stay as they are.
+
+    Args:
+        increments: what the batches add to counters, by the number of the row, each counter once.
+    """
+    ids, partitions, links, sequences, texts, updates = map(list, zip(*batches, strict=True))
+    conn.execute(
+        "INSERT INTO tallyboard.journal (journal_id, partition, link, sequence, batch, updates)"
+        " OVERRIDING SYSTEM VALUE SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::text[],"
+        " %s::bigint[], %s::text[], %s::integer[]) ON CONFLICT DO NOTHING",
+        (ids, partitions, links, sequences, texts, updates),
+    )
+    if increments:
+        conn.execute(
+            "INSERT INTO tallyboard.journal_increments (journal_id, tenant, counter, delta)"
+            " SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::numeric[])"
+            " ON CONFLICT DO NOTHING",
+            (
+                [row for row, _ in increments],
+                [increment.tenant for _, increment in increments],
+                [increment.counter for _, increment in increments],
+                [increment.delta for _, increment in increments],
+            ),
+        )
+
+
+def add_scores(conn: psycopg.Connection[Any], scores: Sequence[ScoreDelta]) -> None:
+    """Brings entries as reads see them while Redis is away up to date.
+
+    Args:
+        scores: at most one of a window and member.
+    """
+    if not scores:
+        return
+    ordered = sorted(scores, key=lambda score: (score.window_id, score.member))
+    names = ScoreDelta._fields
+    columns = dict(zip(names, map(list, zip(*ordered, strict=True)), strict=True))
+    conn.execute(statement("seed_journal_entries"), columns)
+    conn.execute(statement("merge_journal_entries"), columns)
+
+
+def clear_scores(conn: psycopg.Connection[Any], partition: int) -> None:
+    """Forgets what the journal did to entries of a partition."""
+    conn.execute("DELETE FROM tallyboard.journal_entries WHERE partition = %s", (partition,))
+
+
+def batches_of(
+    conn: psycopg.Connection[Any], partition: int, after: int, limit: int
+) -> list[Batch]:
+    """Rows of a partition with numbers above `after`, in their order."""
+    rows = conn.execute(
+        "SELECT journal_id, partition, link, sequence, batch, updates FROM tallyboard.journal"
+        " WHERE partition = %s AND journal_id > %s ORDER BY journal_id LIMIT %s",
+        (partition, after, limit),
+    )
+    return [Batch(*row) for row in rows]
+
+
+def batch_ids(conn: psycopg.Connection[Any], partition: int, seconds: float = 0.0) -> set[int]:
+    """The numbers of the rows of a partition that are at least so many seconds old."""
+    rows = conn.execute(
+        "SELECT journal_id FROM tallyboard.journal WHERE partition = %s"
+        " AND written_at <= clock_timestamp() - %s * interval '1 second'",
+        (partition, seconds),
+    )
+    return {row[0] for row in rows}
+
+
+def batches_by_id(conn: psycopg.Connection[Any], ids: Collection[int]) -> list[Batch]:
+    """Rows by their numbers, in order."""
+    rows = conn.execute(
+        "SELECT journal_id, partition, link, sequence, batch, updates FROM tallyboard.journal"
+        " WHERE journal_id = ANY(%s) ORDER BY journal_id",
+        (list(ids),),
+    )
+    return [Batch(*row) for row in rows]
+
+
+def left_behind(conn: psycopg.Connection[Any], seconds: float) -> set[int]:
+    """Open partitions with rows that are older than `seconds`."""
+    rows = conn.execute(
+        "SELECT DISTINCT partition FROM tallyboard.journal JOIN tallyboard.partitions"
+        " USING (partition) WHERE state = 'OPEN'"
+        " AND written_at < clock_timestamp() - %s * interval '1 second'",
+        (seconds,),
+    )
+    return {row[0] for row in rows}
+
+
+def delete_batches(
+    conn: psycopg.Connection[Any], partitions: Collection[int], ids: Collection[int]
+) -> None:
+    """Removes rows of these partitions, with all that was noted of them."""
+    which = (list(ids),)
+    for table in ("journal", "journal_increments", "journal_tokens"):
+        conn.execute(
+            psycopg.sql.SQL("DELETE FROM tallyboard.{} WHERE journal_id = ANY(%s)").format(
+                psycopg.sql.Identifier(table)
+            ),
+            which,
+        )
+    conn.execute(
+        "DELETE FROM tallyboard.journal_entries AS entry WHERE partition = ANY(%s) AND NOT EXISTS"
+        " (SELECT FROM tallyboard.journal WHERE journal.partition = entry.partition)",
+        (list(partitions),),
+    )
+
+
+def reject(
+    conn: psycopg.Connection[Any], journal_id: int, partition: int, reason: str, text: str
+) -> None:
+    """Keeps for people what was journaled and can't be applied."""
+    conn.execute(
+        "INSERT INTO tallyboard.journal_rejected (journal_id, partition, reason, batch)"
+        " SELECT %(id)s, %(partition)s, %(reason)s, %(batch)s WHERE NOT EXISTS ("
+        " SELECT FROM tallyboard.journal_rejected"
+        " WHERE journal_id = %(id)s AND reason = %(reason)s AND batch = %(batch)s)",
+        {"id": journal_id, "partition": partition, "reason": reason, "batch": text},
+    )
+
+
+def depth(conn: psycopg.Connection[Any]) -> int:
+    """About how many rows the journal has, at most."""
+    row = conn.execute(
+        "SELECT coalesce(max(journal_id) - min(journal_id) + 1, 0) FROM tallyboard.journal"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def claim_request(
+    conn: psycopg.Connection[Any], tenant: str, request_id: str, fingerprint: bytes
+) -> bytes:
+    """Notes what a request id stands for; gives what it stood for first."""
+    # It need not survive a crash of Postgres: it only tells mistakes of callers.
+    conn.execute("SET LOCAL synchronous_commit = off")
+    conn.execute(
+        "INSERT INTO tallyboard.journal_requests (tenant, request_id, fingerprint)"
+        " VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        (tenant, request_id, fingerprint),
+    )
+    row = conn.execute(
+        "SELECT fingerprint FROM tallyboard.journal_requests WHERE tenant = %s AND request_id = %s",
+        (tenant, request_id),
+    ).fetchone()
+    return bytes(row[0]) if row else fingerprint
+
+
+def forget_requests(conn: psycopg.Connection[Any], seconds: float, limit: int) -> None:
+    """Removes at most `limit` request ids that are older than `seconds`."""
+    conn.execute(
+        "DELETE FROM tallyboard.journal_requests WHERE ctid = ANY(ARRAY("
+        " SELECT ctid FROM tallyboard.journal_requests"
+        " WHERE created_at < clock_timestamp() - %s * interval '1 second' LIMIT %s"
+        " FOR UPDATE SKIP LOCKED))",
+        (seconds, limit),
+    )

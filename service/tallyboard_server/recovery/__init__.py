@@ -1,0 +1,1 @@
+"""What keeps going while a store is away, and heals what it lost."""

@@ -1,0 +1,156 @@
+"""Script calls as the journal keeps them: what they do, without what may change until then.
+
+A call is a JSON object: the script, and its parts in their order. A part has its caller's token,
+and either deltas by key or scores by board. Of scores the windows are kept by name, not by key and
+mode: whether they are open, closed or archived is looked up when they are applied.
+"""
+
+import base64
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from tallyboard_server.postgres.journal import Increment
+from tallyboard_server.redis import scripts
+from tallyboard_server.redis.calls import ScriptCall
+from tallyboard_server.redis.flush import call_for
+from tallyboard_server.redis.keys import parse_counter_key
+from tallyboard_server.redis.operations import Part, Token, Write
+from tallyboard_server.redis.scores import Columns, Plan, ScorePart, code_of, moment_of
+
+_NAMES: Final = {scripts.ADD: "add", scripts.ADD_WIDE: "add_wide", scripts.SUBMIT: "submit"}
+_SCRIPTS: Final = {name: script for script, name in _NAMES.items()}
+
+
+class Scores(NamedTuple):
+    """Scores of one part for one board and the same windows, as parallel columns."""
+
+    tenant: str
+    leaderboard_id: str
+    board_key: str
+    windows: tuple[str, ...]
+    members: list[str]
+    scores: list[float]
+    moments: list[int]
+    metadata: list[bytes]
+
+
+#: Finds where scores go now, in a partition; None if their board is gone.
+PlanOf = Callable[[int, Scores], Plan | None]
+
+
+def encode(call: ScriptCall) -> str:
+    """The call as text."""
+    parts: list[dict[str, Any]] = []
+    for part in call.parts:
+        if isinstance(part, ScorePart):
+            scores = [_scores(plan, columns) for plan, columns in part.groups.items()]
+            parts.append({"token": part.token, "scores": scores})
+        else:
+            parts.append({"token": part.token, "deltas": part.operations})
+    return json.dumps(
+        {"script": _NAMES[call.script], "parts": parts}, ensure_ascii=False, separators=(",", ":")
+    )
+
+
+def decode(partition: int, text: str, plan_of: PlanOf) -> ScriptCall:
+    """A call that does what the text says, without a token of its own."""
+    found = json.loads(text)
+    script = _SCRIPTS[found["script"]]
+    call: ScriptCall | None = None
+    for saved in found["parts"]:
+        write = Write(_nothing)
+        token = Token(*saved["token"]) if saved["token"] else None
+        if script is scripts.SUBMIT:
+            part: Part = ScorePart(write, partition, _groups(partition, saved, plan_of), token)
+        else:
+            part = Part(write, partition, saved["deltas"], token, script)
+        write.add(part)
+        if call is None:
+            call = call_for(part)
+        elif not call.takes(part):
+            raise ValueError("the parts of a journaled call don't fit together")
+    return call or ScriptCall(partition, script)
+
+
+def increments_of(call: ScriptCall) -> Iterator[Increment]:
+    """What the call adds to counters, each counter once."""
+    sums: defaultdict[tuple[str, str], int] = defaultdict(int)
+    if call.script is not scripts.SUBMIT:
+        for part in call.parts:
+            for key, delta in part.operations.items():
+                _, _, tenant, counter = parse_counter_key(key.encode())
+                sums[tenant, counter] += delta
+    for (tenant, counter), delta in sums.items():
+        yield Increment(tenant, counter, delta)
+
+
+def _scores(plan: Plan, columns: Columns) -> dict[str, Any]:
+    return {
+        "tenant": plan.tenant,
+        "leaderboard_id": plan.leaderboard_id,
+        "board_key": plan.board_key,
+        "windows": plan.windows[::3],
+        "members": columns.members,
+        "scores": columns.scores.tolist(),
+        "moments": [moment_of(code, plan.descending) for code in columns.codes],
+        "metadata": [base64.b64encode(data).decode() for data in columns.metadata],
+    }
+
+
+def scores_in(text: str) -> Iterator[Scores]:
+    """The scores of a call that is kept as this text."""
+    for part in json.loads(text)["parts"]:
+        for item in part.get("scores", ()):
+            yield _scores_from(item)
+
+
+def scores_of(call: ScriptCall) -> Iterator[Scores]:
+    """The scores of a call."""
+    for part in call.parts:
+        if isinstance(part, ScorePart):
+            for plan, columns in part.groups.items():
+                yield Scores(
+                    plan.tenant,
+                    plan.leaderboard_id,
+                    plan.board_key,
+                    tuple(plan.windows[::3]),
+                    columns.members,
+                    columns.scores.tolist(),
+                    [moment_of(code, plan.descending) for code in columns.codes],
+                    columns.metadata,
+                )
+
+
+def _scores_from(item: dict[str, Any]) -> Scores:
+    return Scores(
+        item["tenant"],
+        item["leaderboard_id"],
+        item["board_key"],
+        tuple(item["windows"]),
+        item["members"],
+        item["scores"],
+        item["moments"],
+        [base64.b64decode(data) for data in item["metadata"]],
+    )
+
+
+def _groups(partition: int, saved: dict[str, Any], plan_of: PlanOf) -> dict[Plan, Columns]:
+    groups: dict[Plan, Columns] = {}
+    for item in saved["scores"]:
+        scores = _scores_from(item)
+        plan = plan_of(partition, scores)
+        if plan is not None:
+            groups[plan] = _columns(scores, plan.descending)
+    return groups
+
+
+def _columns(scores: Scores, descending: bool) -> Columns:
+    codes: Sequence[int] = [code_of(moment, descending) for moment in scores.moments]
+    return Columns(scores.members, array("d", scores.scores), array("Q", codes), scores.metadata)
+
+
+def _nothing() -> None:
+    pass

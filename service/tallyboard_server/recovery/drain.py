@@ -1,0 +1,414 @@
+"""Draining the journal: applies its rows to Redis, each once, and opens the partition.
+
+A row goes to Redis as the call that it is, under its own link, sequence and number. Whoever died
+between two rows, or before anything was noted, leaves nothing that the next one could apply twice.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hiredis
+import structlog
+from prometheus_client import Counter
+from psycopg_pool import ConnectionPool
+
+from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.errors import OutOfRange
+from tallyboard_server.leaderboards.definitions import to_json
+from tallyboard_server.leaderboards.model import Leaderboard
+from tallyboard_server.postgres import journal as rows
+from tallyboard_server.postgres.entries import WindowRow
+from tallyboard_server.postgres.journal import Batch, Standing
+from tallyboard_server.postgres.locks import locked
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery.batches import decode, encode
+from tallyboard_server.recovery.plans import ScorePlans
+from tallyboard_server.redis import definitions, scripts
+from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, empty_call
+from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.keys import (
+    home_partition,
+    incarnation_key,
+    journaled_key,
+    parse_counter_key,
+    request_key,
+    version_key,
+    wide_key,
+)
+from tallyboard_server.redis.operations import Part, Token
+from tallyboard_server.redis.scores import Columns, Refusal, ScorePart, ScoresCall
+
+_PAGE: Final = 64
+# While the last rows are applied, nobody adds any: they must be few.
+_LAST: Final = 64
+_LOCK_WAIT: Final = 5.0
+_ATTEMPTS: Final = 20
+_TOKEN_TTL: Final = 24 * 3600
+
+_DRAINED = Counter("tallyboard_drained_batches", "Batches of the journal that were applied.")
+_REJECTED = Counter(
+    "tallyboard_rejected_batches", "Batches of the journal that could not be applied, or not whole."
+)
+_log = structlog.get_logger(__name__)
+
+
+class NotReady(Exception):
+    """Redis can't take the journal of a partition now: it doesn't have its life, or is away."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How many rows were applied, and in how many seconds."""
+
+    batches: int
+    seconds: float
+
+
+class _ToWiden(Exception):
+    """Counters, as tenant and name, have to become wide before the journal can be applied."""
+
+    def __init__(self, counters: set[tuple[str, str]]) -> None:
+        super().__init__(counters)
+        self.counters = counters
+
+
+#: Brings a window that only Postgres has back into a partition under its incarnation.
+LoadWindow = Callable[[Leaderboard, WindowRow, int, str], None]
+
+
+class Drainer:
+    """Drains partitions; for one thread.
+
+    Args:
+        connect: opens a connection to Redis.
+        pool: connections to Postgres; two at a time are used.
+        wide: applies what shards can't hold.
+        checkpoint: copies a partition to Postgres; None where nothing depends on it.
+        load_window: see LoadWindow.
+        partitions: how many there are.
+        clock: the time now in µs since the epoch.
+        keeps_tokens: whether tokens are part of checkpoints.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        pool: ConnectionPool[BoundedConnection],
+        wide: WideCounters,
+        checkpoint: Callable[[int], object] | None,
+        load_window: LoadWindow,
+        partitions: int,
+        clock: Callable[[], int],
+        *,
+        keeps_tokens: bool,
+    ) -> None:
+        self._connect = connect
+        self._pool = pool
+        self._wide = wide
+        self._checkpoint = checkpoint
+        self._load_window = load_window
+        self._partitions = partitions
+        self._clock = clock
+        self._keeps_tokens = keeps_tokens
+        self._connection: Connection | None = None
+
+    def drain(self, partition: int) -> Drained:
+        """Applies the journal of a partition and opens it.
+
+        Raises:
+            psycopg.errors.LockNotAvailable: somebody else works on it.
+            NotReady: see there.
+        """
+        started = time.monotonic()
+        for _ in range(_ATTEMPTS):
+            try:
+                with self._pool.connection() as conn, locked(conn, [partition], _LOCK_WAIT):
+                    batches = self._drain(partition)
+                return Drained(batches, time.monotonic() - started)
+            except _ToWiden as found:
+                # Without the lock: it takes checkpoints of all its shards.
+                for tenant, counter in found.counters:
+                    self._wide.widen(tenant, counter)
+        raise NotReady(f"counters of partition {partition} become wide again and again")
+
+    def _drain(self, partition: int) -> int:
+        try:
+            with self._pool.connection() as conn:
+                return _Drain(self, conn, partition).run()
+        except (ConnectionLost, NoAnswer) as error:
+            self.close()
+            raise NotReady(f"Redis is away: {error}") from error
+
+    def close(self) -> None:
+        """Ends the connection to Redis; the next drain opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def connected(self) -> Connection:
+        """A connection that knows the scripts."""
+        if self._connection is None:
+            connection = self._connect()
+            loads = [("SCRIPT", "LOAD", script.source) for script in scripts.ALL]
+            for reply in connection.call(loads):
+                if isinstance(reply, Exception):
+                    connection.close()
+                    raise ConnectionLost(f"Redis is not ready: {reply}")
+            self._connection = connection
+        return self._connection
+
+    def pack(self, call: ScriptCall, incarnation: str) -> bytes:
+        """The command of a call that has a token."""
+        return call.pack(_NO_SEQUENCES, incarnation, keeps_tokens=self._keeps_tokens)
+
+    def load_window(self, board: Leaderboard, row: WindowRow, standing: Standing) -> None:
+        """Brings back a window of an archive, into one partition."""
+        self._load_window(board, row, standing.partition, standing.incarnation)
+
+    def add_wide(self, part: Part, key: str) -> bool:
+        """Adds to a wide counter; False if it would leave its range."""
+        fits = self._wide.apply(part, key)
+        _, partition, tenant, counter = parse_counter_key(key.encode())
+        home = home_partition(tenant, counter, self._partitions)
+        if self._checkpoint is not None and home != partition:
+            # The row goes with a checkpoint of its own partition.
+            self._checkpoint(home)
+        return fits
+
+    def not_wide(self, keys: Iterable[str]) -> set[tuple[str, str]]:
+        """Those counters among these shards, as tenant and name, that have no wide key yet."""
+        names = [parse_counter_key(key.encode())[2:] for key in keys]
+        found = self.connected().call(
+            [("EXISTS", wide_key(home_partition(*name, self._partitions), *name)) for name in names]
+        )
+        return {name for name, is_there in zip(names, found, strict=True) if is_there == 0}
+
+    def plans(self, conn: BoundedConnection) -> ScorePlans:
+        """Plans for journaled scores."""
+        return ScorePlans(conn, self._clock)
+
+    def reject(self, row: int, partition: int, reason: str, text: str) -> None:
+        """Keeps what can't be applied, in a transaction of its own."""
+        with self._pool.connection() as conn:
+            rows.reject(conn, row, partition, reason, text)
+
+    def publish(self, board: Leaderboard) -> list[tuple[Any, ...]]:
+        """Commands that tell Redis of a board's definition."""
+        return definitions.publish(
+            board.tenant, board.leaderboard_id, board.board_key, board.revision,
+            to_json(board), board.segments, self._partitions,
+        )  # fmt: skip
+
+
+# Every call of the journal has a token of its own.
+_NO_SEQUENCES: Final = LinkSequences("none")
+
+
+class _Drain:
+    """One go at one partition.
+
+    Args:
+        conn: a connection outside a transaction, or one whose transaction may be committed.
+    """
+
+    def __init__(self, drainer: Drainer, conn: BoundedConnection, partition: int) -> None:
+        self._drainer = drainer
+        self._conn = conn
+        self._partition = partition
+        self._applied: set[int] = set()
+        self._done = 0
+
+    def run(self) -> int:
+        """Applies all rows and opens the partition; gives how many."""
+        conn = self._conn
+        self._standing = self._check()
+        self._plans = self._drainer.plans(conn)
+        after = 0
+        while page := rows.batches_of(conn, self._partition, after, _PAGE):
+            conn.commit()
+            self._apply(page)
+            after = page[-1].journal_id
+        # Rows are committed in any order: those that were missed are found by their numbers.
+        while len(left := self._left()) > _LAST:
+            self._apply(rows.batches_by_id(conn, sorted(left)[:_PAGE]))
+            conn.commit()
+        self._finish()
+        return self._done
+
+    def _check(self) -> Standing:
+        """Looks whether Redis has the life that Postgres follows, and which rows it has."""
+        found = rows.read_standings(self._conn, [self._partition])
+        self._conn.commit()
+        if not found:
+            raise NotReady(f"Postgres doesn't know partition {self._partition}")
+        standing = found[0]
+        incarnation, version, applied = self._drainer.connected().call(
+            [
+                ("GET", incarnation_key(self._partition)),
+                ("GET", version_key(self._partition)),
+                ("SMEMBERS", journaled_key(self._partition)),
+            ]
+        )
+        for reply in (incarnation, version, applied):
+            if isinstance(reply, Exception):
+                raise NotReady(f"Redis said: {reply}")
+        if incarnation != standing.incarnation.encode() or int(version or 0) < standing.version:
+            raise NotReady(f"Redis doesn't have this life of partition {self._partition}")
+        self._applied = {int(row) for row in applied}
+        return standing
+
+    def _left(self) -> set[int]:
+        return rows.batch_ids(self._conn, self._partition) - self._applied
+
+    def _finish(self) -> None:
+        """Applies the last rows while nobody adds any, and opens the partition."""
+        conn = self._conn
+        rows.lock_alone(conn, self._partition)
+        self._apply(rows.batches_by_id(conn, self._left()))
+        opened = rows.open_partition(conn, self._partition, self._standing.incarnation)
+        conn.commit()
+        if not opened:
+            raise NotReady(f"partition {self._partition} is being rebuilt")
+
+    def _apply(self, batches: Sequence[Batch]) -> None:
+        waiting = []
+        for batch in batches:
+            if batch.journal_id not in self._applied:
+                call = decode(self._partition, batch.text, self._plans.plan_of)
+                call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
+                waiting.append(call)
+        total = len(waiting)
+        for _ in range(_ATTEMPTS):
+            if not waiting:
+                break
+            waiting = self._send(waiting)
+        else:
+            raise NotReady(f"the journal of partition {self._partition} is refused again and again")
+        self._applied.update(batch.journal_id for batch in batches)
+        self._done += total
+        _DRAINED.inc(total)
+
+    def _send(self, calls: Sequence[ScriptCall]) -> list[ScriptCall]:
+        """Sends calls; gives those that have to be sent again, changed."""
+        connection = self._drainer.connected()
+        incarnation = self._standing.incarnation
+        connection.send(b"".join(self._drainer.pack(call, incarnation) for call in calls))
+        replies = list(connection.receive(len(calls)))
+        again = (self._settle(call, reply) for call, reply in zip(calls, replies, strict=True))
+        return [call for call in again if call is not None]
+
+    def _settle(self, call: ScriptCall, reply: Any) -> ScriptCall | None:
+        if isinstance(reply, hiredis.ReplyError):
+            raise NotReady(f"Redis said: {reply}")
+        verdict, details = reply[0], reply[1:]
+        if verdict == b"ok":
+            return None
+        if verdict == b"fenced":
+            raise NotReady(f"Redis doesn't have this life of partition {self._partition}")
+        tokens = list(call.tokens.values())
+        if verdict == b"seen":
+            return call.without({tokens[index - 1] for index in details[::2]})
+        if verdict == b"old":
+            return self._too_old(call, [tokens[index - 1] for index in details if index])
+        if isinstance(call, ScoresCall):
+            return self._replan(call, details)
+        return self._widen(call, details)
+
+    def _too_old(self, call: ScriptCall, parts: Sequence[Part]) -> ScriptCall:
+        """Nobody can tell any more whether these were applied."""
+        left = call.without(set(parts)) if parts else empty_call(self._partition)
+        self._reject(call, "SEQUENCE_TOO_OLD")
+        left.row = call.row
+        # A name that was forgotten would be too old again.
+        left.token = call.token if parts else CallToken(f"journal-{call.row}", 1)
+        return left
+
+    def _widen(self, call: ScriptCall, details: Sequence[int]) -> ScriptCall:
+        """Adds to wide counters what their shards can't hold, each with a token of its own."""
+        if call.script is scripts.ADD_WIDE:
+            self._reject(call, "COUNTER_OUT_OF_RANGE")
+            return call.without(set(call.parts))
+        refused = {call.names()[index - 1] for index in details}
+        narrow = self._drainer.not_wide(refused)
+        if narrow:
+            raise _ToWiden(narrow)
+        for number, part in enumerate(call.parts):
+            mine = [key for key in part.operations if key in refused]
+            if not mine:
+                continue
+            tenant = parse_counter_key(mine[0].encode()).tenant
+            name = f"journal:{call.row}:{number}"
+            token = Token("r", request_key(self._partition, tenant, name), "", _TOKEN_TTL)
+            stand_in = Part(part.write, self._partition, part.operations, part.token or token)
+            for key in mine:
+                try:
+                    fits = self._drainer.add_wide(stand_in, key)
+                except OutOfRange:
+                    fits = False
+                if not fits:
+                    self._reject(call, "COUNTER_OUT_OF_RANGE")
+            part.operations = {k: v for k, v in part.operations.items() if k not in mine}
+        return _again(call, call.parts)
+
+    def _replan(self, call: ScoresCall, details: Sequence[bytes]) -> ScriptCall:
+        """Does what the refusals ask for; the whole call goes again."""
+        for refusal in call.refusals(details):
+            self._learn(call, refusal)
+        changed = decode(self._partition, encode(call), self._plans.plan_of)
+        changed.token, changed.row = call.token, call.row
+        return changed
+
+    def _learn(self, call: ScoresCall, refusal: Refusal) -> None:
+        if refusal.code == "s":
+            self._reject(call, "SCORE_OUT_OF_RANGE")
+            for part in call.parts:
+                if isinstance(part, ScorePart):
+                    _drop(part, refusal)
+            return
+        self._plans.forget()
+        board = self._plans.board(refusal.plan.board_key)
+        if board is None:
+            return
+        if refusal.code == "a":
+            row = self._plans.window_row(board.board_key, refusal.subject)
+            if row is not None:
+                self._drainer.load_window(board, row, self._standing)
+        elif refusal.code == "r":
+            for reply in self._drainer.connected().call(self._drainer.publish(board)):
+                if isinstance(reply, Exception):
+                    raise NotReady(f"Redis said: {reply}")
+
+    def _reject(self, call: ScriptCall, reason: str) -> None:
+        assert call.row is not None
+        _REJECTED.inc()
+        _log.error(
+            "A journaled batch can't be applied whole.",
+            partition=self._partition, row=call.row, reason=reason,
+        )  # fmt: skip
+        self._drainer.reject(call.row, self._partition, reason, encode(call))
+
+
+def _again(call: ScriptCall, parts: Sequence[Part]) -> ScriptCall:
+    """The same call, made anew of parts that have changed."""
+    fresh = type(call)(call.partition, call.script)
+    for part in parts:
+        fresh.takes(part)
+    fresh.token, fresh.row = call.token, call.row
+    return fresh
+
+
+def _drop(part: ScorePart, refusal: Refusal) -> None:
+    """Takes a member's scores out of a part."""
+    columns = part.groups.get(refusal.plan)
+    if columns is None or refusal.subject not in columns.members:
+        return
+    at = columns.members.index(refusal.subject)
+    kept = [i for i in range(len(columns.members)) if i != at]
+    part.groups[refusal.plan] = Columns(
+        [columns.members[i] for i in kept],
+        type(columns.scores)("d", [columns.scores[i] for i in kept]),
+        type(columns.codes)("Q", [columns.codes[i] for i in kept]),
+        [columns.metadata[i] for i in kept] if columns.metadata else [],
+    )

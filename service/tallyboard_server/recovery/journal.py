@@ -1,0 +1,471 @@
+"""The journal as a worker writes it: one thread, one transaction for all that waits (group commit).
+
+What comes while Redis is away, or a partition is not open, is over once it is committed. With the
+durability `journaled` everything comes here first, and goes on to Redis with its row's number.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import psycopg
+import structlog
+from prometheus_client import Counter
+from psycopg_pool import ConnectionPool
+
+from tallyboard_server.errors import Overloaded, Unavailable, shutting_down
+from tallyboard_server.postgres import journal as rows
+from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
+from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.recovery import overlay
+from tallyboard_server.recovery.batches import encode, increments_of, scores_of
+from tallyboard_server.recovery.standing import PartitionFollower
+from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, unanswered
+from tallyboard_server.redis.flush import MERGING, call_for
+from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.store import RedisStore
+
+#: Seconds that Postgres may take for one answer before it counts as away.
+PATIENCE: Final = 3.0
+MAX_UPDATES: Final = 20_000
+_RETRY: Final = 0.5
+_IDLE: Final = 0.5
+_PAUSE: Final = 0.01
+_RESERVE: Final = 64
+# Rows are applied late: a name must not outgrow its ring in Redis.
+_MOST_SEQUENCES: Final = 60
+
+_BATCHES = Counter("tallyboard_journaled_batches", "Batches that were written to the journal.")
+_UPDATES = Counter("tallyboard_journaled_updates", "Updates that were written to the journal.")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A call on its way to the journal, and the number of its row."""
+
+    call: ScriptCall
+    row: int | None = None
+
+
+@dataclass
+class _Flush:
+    """What one transaction writes, and what becomes of it.
+
+    Attributes:
+        stays: over once it is committed.
+        goes_on: sent to Redis then.
+        back: not journaled, for Redis takes it after all.
+        repeats: parts that the journal has already.
+        may_be_committed: whether a commit was begun.
+    """
+
+    entries: list[_Entry]
+    stays: list[_Entry] = field(default_factory=list)
+    goes_on: list[_Entry] = field(default_factory=list)
+    back: list[Part] = field(default_factory=list)
+    repeats: set[Part] = field(default_factory=set)
+    may_be_committed: bool = False
+
+
+class JournalWriter:
+    """Writes a worker's journal.
+
+    `submit` and `take` may be called from any thread; all other state belongs to its own.
+
+    Args:
+        conninfo: Postgres, for a connection of its own.
+        pool: more connections, for what need not be in order.
+        store: where to send what is for an open partition.
+        follower: is told what the transactions find.
+        journals_first: whether everything is journaled before it is sent.
+        max_pending: updates that may wait; more are refused.
+        max_rows: rows that the journal may have; more are refused.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        pool: ConnectionPool[BoundedConnection],
+        store: RedisStore,
+        follower: PartitionFollower,
+        *,
+        journals_first: bool,
+        max_pending: int,
+        max_rows: int,
+    ) -> None:
+        self._conninfo = conninfo
+        self._pool = pool
+        self._store = store
+        self._follower = follower
+        self._journals_first = journals_first
+        self._max_pending = max_pending
+        self._max_rows = max_rows
+        self._queue: SimpleQueue[Part | ScriptCall | None] = SimpleQueue()
+        self._waiting = 0  # about: read and written without a lock, bounds memory
+        self._down: str | None = None
+        self._is_full = False
+        self._looked_at_depth = 0.0
+        self._sequences = _new_name()
+        self._ids: list[int] = []
+        self._conn: BoundedConnection | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def down(self) -> str | None:
+        """Why nothing can be journaled, or None."""
+        return self._down
+
+    def submit(self, parts: Sequence[Part], size: int) -> None:
+        """Takes parts of a write.
+
+        Raises:
+            Unavailable: Postgres is away too; nothing was taken.
+            Overloaded: too much waits, or the journal is full; nothing was taken.
+        """
+        if self._down is not None:
+            raise _both_away(self._down)
+        if self._is_full:
+            raise Overloaded(f"the journal has {self._max_rows:,} batches, which is its limit")
+        if self._waiting + size > self._max_pending:
+            raise Overloaded(f"more than {self._max_pending} operations wait for the journal")
+        if self._closing.is_set():
+            raise shutting_down()
+        self._waiting += size
+        for part in parts:
+            self._queue.put(part)
+
+    def take(self, items: Sequence[Part | ScriptCall], why: str) -> None:
+        """Takes over what a link could not send, or sent without an answer."""
+        for item in items:
+            if self._down is not None:
+                _fail(item, f"{why}; {self._down}")
+            else:
+                self._waiting += _size(item)
+                self._queue.put(item)
+
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+        """Notes what a request id stands for; gives what it stood for first.
+
+        Raises:
+            Unavailable: Postgres is away too.
+        """
+        if self._down is not None:
+            raise _both_away(self._down)
+        try:
+            with self._pool.connection() as conn:
+                return rows.claim_request(conn, tenant, request_id, fingerprint)
+        except psycopg.Error as error:
+            raise _both_away(str(error).strip()) from error
+
+    def close(self) -> None:
+        """Writes what waits, within a limit, and ends the thread."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(PATIENCE * 4)
+
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._queue.empty()):
+            try:
+                if self._down is not None:
+                    self._try_again()
+                    continue
+                items = self._collect()
+                if items:
+                    self._write(_Flush([_Entry(call) for call in self._plan(items)]))
+                self._look_at_depth()
+            except psycopg.Error as error:
+                self._is_away(error)
+            except Exception:  # the thread must live
+                _log.exception("journal failed")
+        self._disconnect()
+
+    def _collect(self) -> list[Part | ScriptCall]:
+        """What waits, or what comes within a while."""
+        items: list[Part | ScriptCall] = []
+        size = 0
+        try:
+            item = self._queue.get(timeout=_IDLE)
+            while True:
+                if item is not None:
+                    items.append(item)
+                    size += _size(item)
+                if size >= MAX_UPDATES:
+                    break
+                item = self._queue.get_nowait()
+        except Empty:
+            pass
+        self._waiting = 0 if self._queue.empty() else max(0, self._waiting - size)
+        return items
+
+    def _plan(self, items: Iterable[Part | ScriptCall]) -> list[ScriptCall]:
+        """Calls that carry all of it; those that have a token keep it."""
+        calls: list[ScriptCall] = []
+        open_calls: dict[tuple[object, int], ScriptCall] = {}
+        for item in items:
+            if isinstance(item, ScriptCall):
+                calls.append(item)
+                continue
+            if item.write.abandoned and not item.write.sent:
+                item.done(Unavailable("given up before it was journaled"))
+                continue
+            item.write.sent = True
+            place = (item.script, item.partition)
+            held = open_calls.get(place) if item.script in MERGING else None
+            if held is None or not held.takes(item):
+                open_calls[place] = call = call_for(item)
+                calls.append(call)
+        for call in calls:
+            if call.token is None:
+                call.token = self._take_token(call.partition)
+        return calls
+
+    def _take_token(self, partition: int) -> CallToken:
+        token = self._sequences.take(partition)
+        if not self._journals_first and token.sequence >= _MOST_SEQUENCES:
+            self._sequences = _new_name()
+        return token
+
+    def _write(self, flush: _Flush) -> None:
+        """Commits a flush, once more on a new connection if need be, and ends what is over."""
+        for is_last in (False, True):
+            try:
+                self._commit(flush)
+                break
+            except psycopg.Error as error:
+                self._disconnect()
+                if is_last:
+                    self._fail_all(flush, str(error).strip())
+                    raise
+            except Exception as error:
+                self._disconnect()
+                self._fail_all(flush, f"internal error: {type(error).__name__}")
+                raise
+        self._settle(flush)
+
+    def _commit(self, flush: _Flush) -> None:
+        """The transaction; after a commit whose fate is unknown it changes nothing twice."""
+        flush.stays, flush.goes_on, flush.back = [], [], []
+        conn = self._connected()
+        partitions = {entry.call.partition for entry in flush.entries}
+        rows.lock_shared(conn, partitions)
+        began = self._sort(conn, flush, rows.read_standings(conn, partitions))
+        new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
+        if not (flush.may_be_committed and self._are_there(conn, new)):
+            for partition in began:
+                overlay.make_anew(conn, partition)
+            self._add(conn, flush, new)
+            # Of those that were there, an overlay that was just made has the scores.
+            staying = [e for e in flush.stays if e in new or e.call.partition not in began]
+            overlay.add(
+                conn,
+                [(e.call.partition, scores) for e in staying for scores in scores_of(e.call)],
+            )
+        flush.may_be_committed = True
+        conn.commit()
+        for entry in new:
+            entry.call.row = entry.row
+        _BATCHES.inc(len(new))
+        _UPDATES.inc(sum(_size(entry.call) for entry in new))
+
+    def _sort(
+        self, conn: BoundedConnection, flush: _Flush, standings: Sequence[Standing]
+    ) -> set[int]:
+        """Decides what stays, and has its partitions journaled for; gives those that were open."""
+        self._follower.notice(standings)
+        open_ones = {standing.partition for standing in standings if standing.state == OPEN}
+        usable = {
+            standing.partition
+            for standing in standings
+            if standing.partition in open_ones
+            and self._store.away is None
+            and self._store.fences.expected(standing.partition) == standing.incarnation
+        }
+        for entry in flush.entries:
+            call = entry.call
+            if call.partition not in usable:
+                flush.stays.append(entry)
+            elif self._journals_first:
+                flush.goes_on.append(entry)
+            elif call.sent:
+                flush.stays.append(entry)
+            else:
+                flush.back += call.parts
+        began = {entry.call.partition for entry in flush.stays} & open_ones
+        if began:
+            rows.begin_journaling(conn, began)
+            self._follower.notice(
+                standing._replace(state=rows.JOURNALING)
+                for standing in standings
+                if standing.partition in began
+            )
+        return began
+
+    def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
+        """Adds the rows, without what the journal has already under the same token."""
+        if not new:
+            return
+        unnumbered = [entry for entry in new if entry.row is None]
+        if len(self._ids) < len(unnumbered):
+            self._ids += rows.reserve_ids(conn, max(_RESERVE, len(unnumbered)))
+        for entry in unnumbered:
+            entry.row = self._ids.pop(0)
+        self._drop_repeats(conn, flush, new)
+        batches, increments = [], []
+        for entry in new:
+            call, token = entry.call, entry.call.token
+            assert entry.row is not None
+            assert token is not None
+            batches.append(
+                Batch(
+                    entry.row,
+                    call.partition,
+                    token.link,
+                    token.sequence,
+                    encode(call),
+                    _size(call),
+                )
+            )
+            increments += [(entry.row, increment) for increment in increments_of(call)]
+        rows.add_batches(conn, batches, increments)
+
+    @staticmethod
+    def _drop_repeats(conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
+        claimed: dict[TokenOf, int] = {}
+        for entry in new:
+            for part in entry.call.parts:
+                if part.token is not None and entry.row is not None:
+                    claimed.setdefault(_token_of(part), entry.row)
+        if not claimed:
+            return
+        held = rows.claim_tokens(conn, list(claimed.items()))
+        for entry in new:
+            # What was sent stays whole: its token in Redis stands for all of it.
+            if entry.call.sent:
+                continue
+            repeats = {
+                part
+                for part in entry.call.parts
+                if part.token is not None and held[_token_of(part)] != entry.row
+            }
+            if repeats:
+                flush.repeats |= repeats
+                entry.call = entry.call.without(repeats)
+
+    @staticmethod
+    def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
+        ids = [entry.row for entry in entries if entry.row is not None]
+        return bool(ids) and bool(rows.batches_by_id(conn, ids))
+
+    def _settle(self, flush: _Flush) -> None:
+        """Ends what is over, and sends the rest."""
+        for part in flush.repeats:
+            part.journaled = True
+            part.done(seen=True)
+        for entry in flush.stays:
+            _end(entry.call)
+        self._send(flush.back)
+        self._send([entry.call for entry in flush.goes_on])
+
+    def _send(self, items: Sequence[Part | ScriptCall]) -> None:
+        if not items:
+            return
+        try:
+            self._store.send_on(items, sum(_size(item) for item in items))
+        except (Unavailable, Overloaded) as error:
+            for item in items:
+                if self._closing.is_set():
+                    _fail(item, str(error))
+                else:
+                    self._queue.put(item)
+            self._closing.wait(_PAUSE)
+
+    @staticmethod
+    def _fail_all(flush: _Flush, why: str) -> None:
+        for entry in flush.entries:
+            entry.call.sent |= flush.may_be_committed
+            _fail(entry.call, why)
+        for part in flush.repeats:
+            part.done(unanswered(part, why))
+
+    def _connected(self) -> BoundedConnection:
+        if self._conn is None or self._conn.closed:
+            self._conn = connect(self._conninfo, name="tallyboard journal")
+            self._conn.answer_timeout = PATIENCE
+        return self._conn
+
+    def _disconnect(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    def _look_at_depth(self) -> None:
+        """Once a second: whether the journal is full."""
+        now = time.monotonic()
+        if now - self._looked_at_depth > 1.0:
+            self._looked_at_depth = now
+            conn = self._connected()
+            self._is_full = rows.depth(conn) >= self._max_rows
+            conn.rollback()
+
+    def _is_away(self, error: psycopg.Error) -> None:
+        self._disconnect()
+        if self._down is None:
+            _log.warning("The journal can't be written.", why=str(error).strip())
+        self._down = str(error).strip() or type(error).__name__
+
+    def _try_again(self) -> None:
+        """Fails what waits, and looks whether Postgres is back."""
+        while not self._queue.empty():
+            item = self._queue.get()
+            if item is not None:
+                _fail(item, self._down or "")
+        self._waiting = 0
+        if self._closing.wait(_RETRY):
+            return
+        self._looked_at_depth = 0.0
+        self._look_at_depth()
+        self._down = None
+        _log.info("The journal can be written again.")
+
+
+def _new_name() -> LinkSequences:
+    return LinkSequences(uuid.uuid4().hex[:16])
+
+
+def _both_away(why: str) -> Unavailable:
+    return Unavailable(f"Redis does not take it, and neither does Postgres: {why}")
+
+
+def _size(item: Part | ScriptCall) -> int:
+    if isinstance(item, ScriptCall):
+        return sum(part.items for part in item.parts)
+    return item.items
+
+
+def _token_of(part: Part) -> TokenOf:
+    assert part.token is not None
+    return TokenOf(part.token.key, int(part.token.sequence or 0))
+
+
+def _end(call: ScriptCall) -> None:
+    """Its row is committed: whatever happens, it will be applied."""
+    for part in call.parts:
+        part.journaled = True
+        part.done()
+
+
+def _fail(item: Part | ScriptCall, why: str) -> None:
+    """Ends what is not in the journal with an error that says whether it may be sent again."""
+    if isinstance(item, ScriptCall) and item.row is not None:
+        _end(item)
+        return
+    is_sent = isinstance(item, ScriptCall) and item.sent
+    for part in item.parts if isinstance(item, ScriptCall) else (item,):
+        part.done(unanswered(part, why) if is_sent else _both_away(why))
