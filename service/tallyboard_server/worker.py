@@ -6,9 +6,9 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from typing import Final
 
 import structlog
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.counters.service import Counters
@@ -17,7 +17,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.leaderboards.service import Leaderboards, now_micros
 from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.recovery.admission import RedisAdmission
 from tallyboard_server.recovery.journal import JournalWriter
 from tallyboard_server.recovery.service import make_durable
@@ -36,6 +36,8 @@ from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.stores import Opened, control_client, open_stores
 from tallyboard_server.watching import WatchHub
 
+# Seconds.
+_SOON: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -89,7 +91,7 @@ class Worker:
         )
         pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))
         redis = own.enter_context(closing(control_client(settings.redis_url)))
-        store = self._open_store(fences, pool)
+        store = self._open_store(fences)
         durable = None
         if settings.journals_first:
             durable = make_durable(Checkpointer(redis, pool, settings.partitions))
@@ -132,11 +134,17 @@ class Worker:
         self._server.start(settings.listen)
         return self
 
-    def _open_store(self, fences: Fences, pool: ConnectionPool[BoundedConnection]) -> RedisStore:
+    def _open_store(self, fences: Fences) -> RedisStore:
         """The way to Redis, and to the journal for what Redis does not take."""
         settings, own = self._settings, self._stack
+        # What calls and links wait for: a Postgres that hangs must not hang them.
         states = own.enter_context(
-            open_pool(settings.postgres_url, name="tallyboard partitions", max_size=1)
+            open_pool(
+                settings.postgres_url,
+                name="tallyboard partitions",
+                wait=_SOON,
+                answer_timeout=_SOON,
+            )
         )
         follower = PartitionFollower(states, fences, settings.partitions)
         own.callback(follower.close)
@@ -160,7 +168,7 @@ class Worker:
         if settings.redis_outage == "journal" or settings.journals_first:
             journal = JournalWriter(
                 settings.postgres_url,
-                pool,
+                states,
                 store,
                 follower,
                 journals_first=settings.journals_first,

@@ -85,6 +85,7 @@ def open_pool(
     name: str = "tallyboard",
     max_size: int = 4,
     wait: float = 2.0,
+    answer_timeout: float = ANSWER_TIMEOUT,
 ) -> ConnectionPool[BoundedConnection]:
     """A pool that starts at once, whether Postgres answers or not; close it.
 
@@ -93,7 +94,13 @@ def open_pool(
         name: what pg_stat_activity shows.
         max_size: most connections; at most 16 callers a connection wait for one.
         wait: seconds until a caller that finds no connection gets psycopg_pool.PoolTimeout.
+        answer_timeout: seconds of silence after which a connection gives up.
     """
+
+    def configure(conn: BoundedConnection) -> None:
+        conn.answer_timeout = answer_timeout
+        _set_limits(conn)
+
     pool = ConnectionPool(
         conninfo,
         connection_class=BoundedConnection,
@@ -101,7 +108,7 @@ def open_pool(
         min_size=1,
         max_size=max_size,
         open=False,
-        configure=_set_limits,
+        configure=configure,
         check=ConnectionPool.check_connection,
         name=name,
         timeout=wait,

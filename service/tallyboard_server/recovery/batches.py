@@ -9,7 +9,7 @@ import base64
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from tallyboard_server.postgres.journal import Increment
@@ -75,11 +75,13 @@ def decode(partition: int, text: str, plan_of: PlanOf) -> ScriptCall:
     return call or ScriptCall(partition, script)
 
 
-def increments_of(call: ScriptCall) -> Iterator[Increment]:
-    """What the call adds to counters, each counter once."""
+def increments_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Increment]:
+    """What the call adds to counters, each counter once, without those parts that are repeats."""
     sums: defaultdict[tuple[str, str], int] = defaultdict(int)
     if call.script is not scripts.SUBMIT:
         for part in call.parts:
+            if part in repeats:
+                continue
             for key, delta in part.operations.items():
                 _, _, tenant, counter = parse_counter_key(key.encode())
                 sums[tenant, counter] += delta
@@ -107,10 +109,10 @@ def scores_in(text: str) -> Iterator[Scores]:
             yield _scores_from(item)
 
 
-def scores_of(call: ScriptCall) -> Iterator[Scores]:
-    """The scores of a call."""
+def scores_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Scores]:
+    """The scores of a call, without those parts that are repeats."""
     for part in call.parts:
-        if isinstance(part, ScorePart):
+        if isinstance(part, ScorePart) and part not in repeats:
             for plan, columns in part.groups.items():
                 yield Scores(
                     plan.tenant,

@@ -7,7 +7,8 @@ durability `journaled` everything comes here first, and goes on to Redis with it
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -23,7 +24,7 @@ from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.batches import encode, increments_of, scores_of
-from tallyboard_server.recovery.standing import PartitionFollower
+from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, unanswered
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
@@ -60,8 +61,10 @@ class _Flush:
         stays: over once it is committed.
         goes_on: sent to Redis then.
         back: not journaled, for Redis takes it after all.
-        repeats: parts that the journal has already.
+        repeats: parts whose tokens the journal has already; they are written all the same, for only
+            Redis can tell whether the first one was applied, and count for reads once.
         may_be_committed: whether a commit was begun.
+        hidden_for: seconds for which some worker may still think that a partition is open.
     """
 
     entries: list[_Entry]
@@ -70,6 +73,7 @@ class _Flush:
     back: list[Part] = field(default_factory=list)
     repeats: set[Part] = field(default_factory=set)
     may_be_committed: bool = False
+    hidden_for: float = 0.0
 
 
 class JournalWriter:
@@ -255,17 +259,21 @@ class JournalWriter:
         conn = self._connected()
         partitions = {entry.call.partition for entry in flush.entries}
         rows.lock_shared(conn, partitions)
-        began = self._sort(conn, flush, rows.read_standings(conn, partitions))
+        # Without Redis all partitions are closed at once, so that only the first batch waits.
+        which = None if self._store.away is not None else partitions
+        began = self._sort(conn, flush, rows.read_standings(conn, which))
         new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
         if not (flush.may_be_committed and self._are_there(conn, new)):
-            for partition in began:
-                overlay.make_anew(conn, partition)
             self._add(conn, flush, new)
             # Of those that were there, an overlay that was just made has the scores.
-            staying = [e for e in flush.stays if e in new or e.call.partition not in began]
             overlay.add(
                 conn,
-                [(e.call.partition, scores) for e in staying for scores in scores_of(e.call)],
+                [
+                    (entry.call.partition, scores)
+                    for entry in flush.stays
+                    if entry in new or entry.call.partition not in began
+                    for scores in scores_of(entry.call, flush.repeats)
+                ],
             )
         flush.may_be_committed = True
         conn.commit()
@@ -297,18 +305,14 @@ class JournalWriter:
                 flush.stays.append(entry)
             else:
                 flush.back += call.parts
-        began = {entry.call.partition for entry in flush.stays} & open_ones
-        if began:
-            rows.begin_journaling(conn, began)
-            self._follower.notice(
-                standing._replace(state=rows.JOURNALING)
-                for standing in standings
-                if standing.partition in began
-            )
-        return began
+        staying = {entry.call.partition for entry in flush.stays}
+        ages = [0.0 if s.state == OPEN else s.age for s in standings if s.partition in staying]
+        flush.hidden_for = max(0.0, SEEN_BY_ALL - min(ages, default=SEEN_BY_ALL))
+        is_away = bool(staying) and self._store.away is not None
+        return overlay.begin(conn, open_ones if is_away else staying & open_ones)
 
     def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        """Adds the rows, without what the journal has already under the same token."""
+        """Adds the rows."""
         if not new:
             return
         unnumbered = [entry for entry in new if entry.row is None]
@@ -316,7 +320,7 @@ class JournalWriter:
             self._ids += rows.reserve_ids(conn, max(_RESERVE, len(unnumbered)))
         for entry in unnumbered:
             entry.row = self._ids.pop(0)
-        self._drop_repeats(conn, flush, new)
+        flush.repeats = _repeats(conn, new)
         batches, increments = [], []
         for entry in new:
             call, token = entry.call, entry.call.token
@@ -332,31 +336,10 @@ class JournalWriter:
                     _size(call),
                 )
             )
-            increments += [(entry.row, increment) for increment in increments_of(call)]
+            increments += [
+                (entry.row, increment) for increment in increments_of(call, flush.repeats)
+            ]
         rows.add_batches(conn, batches, increments)
-
-    @staticmethod
-    def _drop_repeats(conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        claimed: dict[TokenOf, int] = {}
-        for entry in new:
-            for part in entry.call.parts:
-                if part.token is not None and entry.row is not None:
-                    claimed.setdefault(_token_of(part), entry.row)
-        if not claimed:
-            return
-        held = rows.claim_tokens(conn, list(claimed.items()))
-        for entry in new:
-            # What was sent stays whole: its token in Redis stands for all of it.
-            if entry.call.sent:
-                continue
-            repeats = {
-                part
-                for part in entry.call.parts
-                if part.token is not None and held[_token_of(part)] != entry.row
-            }
-            if repeats:
-                flush.repeats |= repeats
-                entry.call = entry.call.without(repeats)
 
     @staticmethod
     def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
@@ -364,14 +347,22 @@ class JournalWriter:
         return bool(ids) and bool(rows.batches_by_id(conn, ids))
 
     def _settle(self, flush: _Flush) -> None:
-        """Ends what is over, and sends the rest."""
-        for part in flush.repeats:
-            part.journaled = True
-            part.done(seen=True)
+        """Ends what is over, and sends the rest.
+
+        What was journaled is acknowledged when nobody takes Redis' word any more: a read must not
+        miss it.
+        """
+        if flush.hidden_for:
+            self._look()
+            self._closing.wait(flush.hidden_for)
         for entry in flush.stays:
-            _end(entry.call)
+            _end(entry.call, flush.repeats)
         self._send(flush.back)
         self._send([entry.call for entry in flush.goes_on])
+
+    def _look(self) -> None:
+        with suppress(psycopg.Error):
+            self._follower.look()
 
     def _send(self, items: Sequence[Part | ScriptCall]) -> None:
         if not items:
@@ -391,8 +382,6 @@ class JournalWriter:
         for entry in flush.entries:
             entry.call.sent |= flush.may_be_committed
             _fail(entry.call, why)
-        for part in flush.repeats:
-            part.done(unanswered(part, why))
 
     def _connected(self) -> BoundedConnection:
         if self._conn is None or self._conn.closed:
@@ -454,11 +443,32 @@ def _token_of(part: Part) -> TokenOf:
     return TokenOf(part.token.key, int(part.token.sequence or 0))
 
 
-def _end(call: ScriptCall) -> None:
+def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> set[Part]:
+    """Those parts whose tokens another row, or another part of these, has already."""
+    parts = [
+        (part, entry.row)
+        for entry in entries
+        for part in entry.call.parts
+        if part.token is not None and entry.row is not None
+    ]
+    claimed: dict[TokenOf, tuple[Part, int]] = {}
+    for part, row in parts:
+        claimed.setdefault(_token_of(part), (part, row))
+    if not claimed:
+        return set()
+    held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
+    return {
+        part
+        for part, row in parts
+        if held[_token_of(part)] != row or claimed[_token_of(part)][0] is not part
+    }
+
+
+def _end(call: ScriptCall, repeats: Collection[Part] = ()) -> None:
     """Its row is committed: whatever happens, it will be applied."""
     for part in call.parts:
         part.journaled = True
-        part.done()
+        part.done(seen=part in repeats)
 
 
 def _fail(item: Part | ScriptCall, why: str) -> None:

@@ -1,6 +1,6 @@
 """Entries as reads see them while Redis is away: checkpointed, and changed by the journal."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from tallyboard_server.leaderboards.checkpoints import window_of
@@ -13,6 +13,14 @@ from tallyboard_server.recovery.batches import Scores, scores_in
 from tallyboard_server.redis.scores import State, code_of, merge_states, moment_of
 
 _PAGE = 500
+
+
+def begin(conn: Any, partitions: Collection[int]) -> set[int]:
+    """Has partitions journaled for; gives those that were open, whose overlays are made anew."""
+    began = rows.begin_journaling(conn, partitions) if partitions else set()
+    for partition in sorted(began):
+        make_anew(conn, partition)
+    return began
 
 
 def add(conn: Any, scores: Iterable[tuple[int, Scores]]) -> None:
