@@ -232,7 +232,7 @@ class Clients:
         if time.monotonic() > self._give_up:
             raise TimeoutError(f"never acknowledged: {error}")
         self.ledger.retried()
-        self._stop.wait(_PAUSE) or threading.Event().wait(_PAUSE)
+        threading.Event().wait(_PAUSE)
 
     def _run_stream(
         self,

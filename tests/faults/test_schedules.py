@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.soak.play import play, shown
-from tests.faults.soak.runs import is_supported
 from tests.faults.soak.schedule import LEVELS, draw
 from tests.faults.soak.stage import Stage
 
@@ -16,8 +15,6 @@ _SEEDS = (2, 4, 12, 19)
 @pytest.fixture(scope="module", params=LEVELS)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A stage that the schedules of a level share; each leaves it well."""
-    if not is_supported(request.param):
-        pytest.skip(f"the server has no durability {request.param}")
     with Stage(request.param) as stage:
         yield stage
 

@@ -14,7 +14,7 @@ from tests.faults.soak.actions import ACTIONS
 from tests.faults.soak.check import differences, settle
 from tests.faults.soak.client import read_notes
 from tests.faults.soak.mutations import MUTATIONS, Mutation, MutationError, planted
-from tests.faults.soak.runs import Plan, blocks, is_supported, parse_seeds
+from tests.faults.soak.runs import Plan, blocks, parse_seeds
 from tests.faults.soak.schedule import KINDS, Schedule, draw
 from tests.faults.soak.stage import Stage
 from tests.faults.soak.writers import Writers
@@ -211,8 +211,6 @@ def test_seeds_are_read_and_shared_out_by_level() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_every_bug_can_be_planted(mutation: Mutation) -> None:
-    if not is_supported(mutation.durability):
-        pytest.skip(f"the server has no durability {mutation.durability}")
     with planted(mutation) as folder:
         assert mutation.new in (folder / "tallyboard_server" / mutation.file).read_text()
 

@@ -5,7 +5,7 @@ import sys
 import time
 
 from tests.faults.soak.mutations import check_mutations
-from tests.faults.soak.runs import Plan, blocks, is_supported, parse_seeds, run, total
+from tests.faults.soak.runs import Plan, parse_seeds, run, total
 from tests.faults.soak.schedule import LEVELS
 
 
@@ -35,11 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan(given.seeds, given.durability, started + given.seconds, given.keep)
     if given.mutations:
         return check_mutations(plan.deadline)
-    for level in LEVELS:
-        if given.durability in (level, "both") and not is_supported(level):
-            print(f"The server has no durability {level}; nothing is run at it.")
-            seeds = tuple(s for kind, part in blocks(plan) if kind != level for s in part)
-            plan = Plan(seeds, given.durability, plan.deadline, given.keep)
     totals = total(run(plan, given.jobs))
     print(totals.shown(time.time() - started))
     done = sum(totals.schedules.values())

@@ -16,6 +16,8 @@ _LONGEST: Final = 30.0
 _LAST_WRITES: Final = 40
 _LAST_WAIT: Final = 20.0
 _TICK: Final = 0.02
+_MOST_LINES: Final = 12
+_LONGEST_LINE: Final = 400
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ def shown(outcome: Outcome) -> str:
         f"{outcome.updates:>7,} updates {outcome.retries:>5,} retries  "
         + ", ".join(fault.name for fault in outcome.faults)
     )
-    return "\n".join([line, *(f"      {each}" for each in outcome.wrong)])
+    wrong = [" ".join(each.split())[:_LONGEST_LINE] for each in outcome.wrong]
+    if len(wrong) > _MOST_LINES:
+        wrong[_MOST_LINES:] = [f"and {len(wrong) - _MOST_LINES} more"]
+    return "\n".join([line, *(f"      {each}" for each in wrong)])
 
 
 def again(schedule: Schedule) -> str:

@@ -6,5 +6,3 @@ from typing import Final
 VERIFY_REQUIRED: Final = False
 #: Whether RebuildPartition has to be there.
 REBUILD_REQUIRED: Final = False
-#: Whether the durability `journaled` has to be there.
-JOURNALED_REQUIRED: Final = False

@@ -10,9 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
-from tallyboard_server.settings import SettingsError, load_settings
 from tests.faults.soak.play import Outcome, again, play, shown
-from tests.faults.soak.promises import JOURNALED_REQUIRED
 from tests.faults.soak.schedule import LEVELS, draw
 from tests.faults.soak.stage import Stage
 
@@ -80,15 +78,6 @@ class Totals:
 def level_of(seed: int, durability: str) -> str:
     """The level that a seed is run at."""
     return LEVELS[seed % len(LEVELS)] if durability == "both" else durability
-
-
-def is_supported(durability: str) -> bool:
-    """Whether the server knows this level."""
-    try:
-        load_settings({"durability": durability}, {})
-    except SettingsError:
-        return JOURNALED_REQUIRED
-    return True
 
 
 def blocks(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
