@@ -89,7 +89,7 @@ class Rebuilt(Protocol):
         """Entries of leaderboards."""
 
     @property
-    def journaled_batches(self) -> int:
+    def batches(self) -> int:
         """Batches of the journal."""
 
     @property

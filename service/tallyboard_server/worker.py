@@ -21,7 +21,7 @@ from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.recovery.admission import RedisAdmission
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.recovery.journal import JournalWriter
-from tallyboard_server.recovery.service import make_durable
+from tallyboard_server.recovery.service import make_durable, rebuild_on_demand
 from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
@@ -107,7 +107,8 @@ class Worker:
         own.callback(self._leaderboards.close)
         checkpointer = Checkpointer(redis, pool, settings.partitions)
         verifier = Verifier(redis, pool, checkpointer, settings.partitions, self._clock)
-        operations = Operations(redis, pool, fences, settings, verifier)
+        rebuild = rebuild_on_demand(settings, checkpointer, pool, self._clock)
+        operations = Operations(redis, pool, fences, settings, verifier, rebuild)
         snapshots = Snapshots(
             pool,
             self._leaderboards.boards,

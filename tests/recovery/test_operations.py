@@ -40,7 +40,7 @@ class Done(NamedTuple):
 
     counters: int
     entries: int
-    journaled_batches: int
+    batches: int
     seconds: float
 
 

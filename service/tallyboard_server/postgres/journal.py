@@ -136,6 +136,20 @@ def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: s
     )
 
 
+def hand_over(conn: psycopg.Connection[Any], partition: int) -> int:
+    """Ends a rebuild with what only the journal has left to be applied; gives how many rows.
+
+    The keeper applies them, and opens the partition.
+    """
+    conn.execute(
+        "UPDATE tallyboard.partitions"
+        " SET state = 'JOURNALING', changes = changes + 1, changed_at = clock_timestamp()"
+        " WHERE partition = %s AND state = 'REBUILDING'",
+        (partition,),
+    )
+    return len(batch_ids(conn, partition))
+
+
 def reserve_ids(conn: psycopg.Connection[Any], count: int) -> list[int]:
     """Numbers for new rows; they are lost if they are not used."""
     rows = conn.execute(

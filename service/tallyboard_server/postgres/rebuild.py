@@ -78,7 +78,8 @@ def begin_life(
     """Gives a partition a new incarnation and the state REBUILDING."""
     conn.execute(
         "UPDATE tallyboard.partitions SET incarnation = %s, earlier = %s, state = 'REBUILDING',"
-        " opened = true WHERE partition = %s",
+        " opened = true, changes = changes + 1, changed_at = clock_timestamp()"
+        " WHERE partition = %s",
         (str(incarnation), list(earlier), partition),
     )
 
@@ -86,7 +87,8 @@ def begin_life(
 def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: str) -> bool:
     """Ends a rebuild; False if the partition has got another incarnation since."""
     opened = conn.execute(
-        "UPDATE tallyboard.partitions SET state = 'OPEN'"
+        "UPDATE tallyboard.partitions"
+        " SET state = 'OPEN', changes = changes + 1, changed_at = clock_timestamp()"
         " WHERE partition = %s AND incarnation = %s AND state = 'REBUILDING'",
         (partition, incarnation),
     )

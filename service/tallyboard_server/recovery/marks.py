@@ -69,9 +69,8 @@ def is_foreign(held: Held, life: Life) -> bool:
 
 
 def is_loaded(held: Held, life: Life) -> bool:
-    """Whether a rebuild has got so far that the journal is all that is missing."""
-    is_current = held.value == life.incarnation and held.version >= life.version
-    return life.state == "REBUILDING" and is_current
+    """Whether Redis has all of it but the journal: a rebuild has got so far, or it never was lost."""
+    return held.value == life.incarnation and held.version >= life.version
 
 
 def first_stage(held: Held, life: Life) -> Stage:

@@ -18,6 +18,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from tallyboard_server.leaderboards.service import now_micros
+from tallyboard_server.postgres.journal import OPEN
 from tallyboard_server.postgres.locks import lock_for_session, unlock_for_session
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.postgres.rebuild import (
@@ -27,6 +28,7 @@ from tallyboard_server.postgres.rebuild import (
     open_partition,
     read_lives,
 )
+from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.boards import BoardLoader
 from tallyboard_server.recovery.loading import PartitionLoader
 from tallyboard_server.recovery.marks import (
@@ -146,7 +148,7 @@ class Rebuilder:
         Args:
             partitions: which ones.
             force: also where Redis holds data that Postgres never knew; they are deleted.
-            resume: a partition that an earlier rebuild has loaded is only drained and opened.
+            resume: a partition that Redis has by now is only drained and opened.
             progress: is told how far it is, on this thread; see `Progress`.
 
         Raises:
@@ -248,6 +250,8 @@ class Rebuild:
                 partition.incarnation = str(new)
                 partition.stage = first_stage(held[i], lives[i])
                 begin_life(self._conn, i, new, earlier(held[i], lives[i]))
+                if lives[i].state == OPEN:
+                    overlay.make_anew(self._conn, i)
 
     def fence(self) -> None:
         """Puts marks in the place of the incarnations: from now on nobody else writes there."""

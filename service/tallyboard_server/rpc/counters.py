@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallyboard.v1 import consistency_pb2, status_pb2
 from tallyboard.v1 import counters_pb2 as pb
 from tallyboard_server.counters.merge import merge
-from tallyboard_server.counters.model import Count
+from tallyboard_server.counters.model import Count, Fallback
 from tallyboard_server.counters.service import Counters
 from tallyboard_server.errors import OutcomeUnknown, TallyboardError
 from tallyboard_server.names import name_problem
@@ -45,7 +45,8 @@ class CounterServicer:
         )
         response = pb.IncrementResponse(duplicate=result.duplicate, journaled=result.journaled)
         if request.return_count:
-            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id))
+            fallback = Fallback.ANY_AGE if result.journaled else Fallback.NEVER
+            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id, fallback))
         return response
 
     def batch_increment(
@@ -200,14 +201,21 @@ class CounterServicer:
             caller.tenant, request.counter, verb, request_id, caller.deadline
         )
 
-    def _exact(self, caller: Caller, counter: str) -> pb.Count:
+    def _exact(self, caller: Caller, counter: str, fallback: Fallback = Fallback.NEVER) -> pb.Count:
         reader = self._counters.reader
-        return to_proto(reader.exact(caller.tenant, (counter,), caller.deadline)[0])
+        counts = reader.get(caller.tenant, (counter,), None, caller.deadline, fallback)
+        return to_proto(counts[0])
 
-    def _exact_after_write(self, caller: Caller, counter: str, request_id: str) -> pb.Count:
+    def _exact_after_write(
+        self,
+        caller: Caller,
+        counter: str,
+        request_id: str,
+        fallback: Fallback = Fallback.NEVER,
+    ) -> pb.Count:
         """The count behind a write. Its failure must not invite a caller to write again."""
         try:
-            return self._exact(caller, counter)
+            return self._exact(caller, counter, fallback)
         except TallyboardError as error:
             if request_id:
                 raise

@@ -93,7 +93,7 @@ class OperationsServicer:
         return pb.RebuildPartitionResponse(
             counters=done.counters,
             entries=done.entries,
-            journaled_batches=done.journaled_batches,
+            journaled_batches=done.batches,
             elapsed=_duration(done.seconds),
         )
 
