@@ -25,7 +25,7 @@ from tallyboard_server.redis.keys import (
     wide_key,
 )
 from tallyboard_server.stores import control_client, open_stores
-from tests.checkpoints import forget, step, take
+from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import (
     PARTITIONS,
     RedisOfVersion,

@@ -17,7 +17,7 @@ from tallyboard_server.redis.keys import (
     windows_key,
 )
 from tallyboard_server.redis.scores import parse_record
-from tests.checkpoints import take
+from tests.checkpoints.scripts import take
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, MICROS, PARTITIONS, House, LiveBoard, at
 

@@ -15,17 +15,20 @@ TENANT = "acme"
 
 
 class Caller:
-    """Calls scripts for one new partition, under link sequences of its own.
+    """Calls scripts for one partition, under link sequences of its own.
 
     Args:
         redis: where; the partition is made there.
         partition: one that nobody else uses; a random one by default.
+        incarnation: that of a partition that is there already.
     """
 
-    def __init__(self, redis: Redis, partition: int | None = None) -> None:
+    def __init__(
+        self, redis: Redis, partition: int | None = None, incarnation: str | None = None
+    ) -> None:
         self.redis = redis
         self.partition = uuid.uuid4().int >> 66 if partition is None else partition
-        self.incarnation = uuid.uuid4().hex
+        self.incarnation = incarnation or uuid.uuid4().hex
         self.link = uuid.uuid4().hex
         self._sequences = itertools.count(1)
         redis.set(keys.incarnation_key(self.partition), self.incarnation)

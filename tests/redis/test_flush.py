@@ -211,7 +211,7 @@ def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.Data
             part.done(Unavailable("refused"))
         for call in outcome.stranded:
             call.row = call.row or next(rows)
-        waiting = flush.deferred + outcome.again + outcome.stranded
+        waiting = [*flush.deferred, *outcome.again, *outcome.stranded]
     told = [(one.partition, one.operations) for one in asked if one.applied]
     assert _sum(counted) == _sum(told) or waiting
 
