@@ -94,7 +94,7 @@ def checkpoint_id_key(partition: int) -> str:
 
 
 def version_key(partition: int) -> str:
-    """Key of the number of the last checkpoint that was begun."""
+    """Key of the number of the last checkpoint that was taken whole."""
     return f"{{tb:{partition}}}:v"
 
 
