@@ -19,12 +19,20 @@ REBUILDING: Final = "REBUILDING"
 
 
 class Standing(NamedTuple):
-    """What Postgres says of a partition: its state, incarnation, and last checkpoint's number."""
+    """What Postgres says of a partition.
+
+    Attributes:
+        version: the number of its last checkpoint.
+        changes: how often its state has changed.
+        age: seconds since it did last.
+    """
 
     partition: int
     state: str
     incarnation: str
     version: int
+    changes: int
+    age: float
 
 
 class Increment(NamedTuple):
@@ -77,7 +85,9 @@ def read_standings(
 ) -> list[Standing]:
     """What Postgres says of partitions; of all by default."""
     rows = conn.execute(
-        "SELECT partition, state, incarnation, version FROM tallyboard.partitions"
+        "SELECT partition, state, incarnation, version, changes,"
+        " extract(epoch FROM clock_timestamp() - changed_at)::double precision"
+        " FROM tallyboard.partitions"
         " WHERE %(which)s::integer[] IS NULL OR partition = ANY(%(which)s)"
         " ORDER BY partition",
         {"which": None if partitions is None else list(partitions)},
@@ -102,7 +112,9 @@ def lock_alone(conn: psycopg.Connection[Any], partition: int) -> None:
 def begin_journaling(conn: psycopg.Connection[Any], partitions: Collection[int]) -> set[int]:
     """Says that writes of these partitions go to the journal; gives those that were open."""
     rows = conn.execute(
-        "UPDATE tallyboard.partitions SET state = 'JOURNALING' WHERE partition IN ("
+        "UPDATE tallyboard.partitions"
+        " SET state = 'JOURNALING', changes = changes + 1, changed_at = clock_timestamp()"
+        " WHERE partition IN ("
         " SELECT partition FROM tallyboard.partitions"
         " WHERE partition = ANY(%s) AND state = 'OPEN' ORDER BY partition FOR NO KEY UPDATE)"
         " RETURNING partition",
@@ -115,7 +127,8 @@ def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: s
     """Says that Redis has all of this life of it; False if Postgres follows another one."""
     return (
         conn.execute(
-            "UPDATE tallyboard.partitions SET state = 'OPEN'"
+            "UPDATE tallyboard.partitions"
+            " SET state = 'OPEN', changes = changes + 1, changed_at = clock_timestamp()"
             " WHERE partition = %s AND incarnation = %s",
             (partition, incarnation),
         ).rowcount
@@ -234,6 +247,17 @@ def batches_by_id(conn: psycopg.Connection[Any], ids: Collection[int]) -> list[B
         (list(ids),),
     )
     return [Batch(*row) for row in rows]
+
+
+def note_redis_life(conn: psycopg.Connection[Any], run_id: str) -> bool:
+    """Says which life of Redis was looked at; tells whether it was another one before."""
+    return (
+        conn.execute(
+            "UPDATE tallyboard.store SET redis_life = %(life)s WHERE redis_life <> %(life)s",
+            {"life": run_id},
+        ).rowcount
+        > 0
+    )
 
 
 def left_behind(conn: psycopg.Connection[Any], seconds: float) -> set[int]:

@@ -68,7 +68,7 @@ class RedisAdmission:
         with self._lock:
             if run_id is None or run_id != self._admitted or self._durability is None:
                 self._look_at(connection)
-                self._close_where_journaled()
+                self._close_where_journaled(run_id)
                 self._durability = self._choose()
                 self._admitted = run_id
             return self._durability
@@ -88,10 +88,10 @@ class RedisAdmission:
         if older:
             _log.error("Redis is older than the last checkpoint.", partitions=older)
 
-    def _close_where_journaled(self) -> None:
+    def _close_where_journaled(self, run_id: bytes | None) -> None:
         """Keeps partitions closed until the keeper has looked whether their journal is applied."""
         try:
-            self._follower.close_where_journaled()
+            self._follower.close_where_journaled((run_id or b"").decode())
         except psycopg.Error as error:
             if self._setting == "journaled":
                 raise ConnectionLost(f"Postgres can't be asked what Redis lost: {error}") from error

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -23,7 +24,7 @@ from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.batches import encode, increments_of, scores_of
-from tallyboard_server.recovery.standing import PartitionFollower
+from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, unanswered
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
@@ -63,6 +64,7 @@ class _Flush:
         repeats: parts whose tokens the journal has already; they are written all the same, for only
             Redis can tell whether the first one was applied, and count for reads once.
         may_be_committed: whether a commit was begun.
+        hidden_for: seconds for which some worker may still think that a partition is open.
     """
 
     entries: list[_Entry]
@@ -71,6 +73,7 @@ class _Flush:
     back: list[Part] = field(default_factory=list)
     repeats: set[Part] = field(default_factory=set)
     may_be_committed: bool = False
+    hidden_for: float = 0.0
 
 
 class JournalWriter:
@@ -256,7 +259,9 @@ class JournalWriter:
         conn = self._connected()
         partitions = {entry.call.partition for entry in flush.entries}
         rows.lock_shared(conn, partitions)
-        began = self._sort(conn, flush, rows.read_standings(conn, partitions))
+        # Without Redis all partitions are closed at once, so that only the first batch waits.
+        which = None if self._store.away is not None else partitions
+        began = self._sort(conn, flush, rows.read_standings(conn, which))
         new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
         if not (flush.may_be_committed and self._are_there(conn, new)):
             self._add(conn, flush, new)
@@ -301,14 +306,10 @@ class JournalWriter:
             else:
                 flush.back += call.parts
         staying = {entry.call.partition for entry in flush.stays}
-        began = overlay.begin(conn, staying & open_ones)
-        if began:
-            self._follower.notice(
-                standing._replace(state=rows.JOURNALING)
-                for standing in standings
-                if standing.partition in began
-            )
-        return began
+        ages = [0.0 if s.state == OPEN else s.age for s in standings if s.partition in staying]
+        flush.hidden_for = max(0.0, SEEN_BY_ALL - min(ages, default=SEEN_BY_ALL))
+        is_away = bool(staying) and self._store.away is not None
+        return overlay.begin(conn, open_ones if is_away else staying & open_ones)
 
     def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
         """Adds the rows."""
@@ -346,11 +347,22 @@ class JournalWriter:
         return bool(ids) and bool(rows.batches_by_id(conn, ids))
 
     def _settle(self, flush: _Flush) -> None:
-        """Ends what is over, and sends the rest."""
+        """Ends what is over, and sends the rest.
+
+        What was journaled is acknowledged when nobody takes Redis' word any more: a read must not
+        miss it.
+        """
+        if flush.hidden_for:
+            self._look()
+            self._closing.wait(flush.hidden_for)
         for entry in flush.stays:
             _end(entry.call, flush.repeats)
         self._send(flush.back)
         self._send([entry.call for entry in flush.goes_on])
+
+    def _look(self) -> None:
+        with suppress(psycopg.Error):
+            self._follower.look()
 
     def _send(self, items: Sequence[Part | ScriptCall]) -> None:
         if not items:

@@ -18,16 +18,19 @@ from redis.exceptions import RedisError
 
 from tallyboard_server.errors import TallyboardError
 from tallyboard_server.postgres import journal as rows
-from tallyboard_server.postgres.journal import JOURNALING, OPEN
+from tallyboard_server.postgres.journal import JOURNALING, OPEN, REBUILDING
 from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.drain import Drainer, NotReady
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, journaled_key, version_key
+from tallyboard_server.redis.link import RECONNECT_MOST
 
 _PAUSE: Final = 0.2
 _AWAY_PAUSE: Final = 0.5
+# A partition that is opened before all workers have found Redis again is closed by the next one.
+_SETTLING: Final = 1.5 * RECONNECT_MOST
 # Seconds after which a row that nobody has applied belongs to a worker that is gone.
 LEFT_BEHIND: Final = 10.0
 
@@ -76,6 +79,7 @@ class Restorer:
         self._looked_behind = 0.0
         self._foreign: list[int] = []
         self._trouble = ""
+        self._back_since = 0.0
 
     def run(self) -> None:
         """Works until `stopping` is set."""
@@ -83,7 +87,7 @@ class Restorer:
         while not self._stopping.wait(pause):
             try:
                 self.work()
-                pause, self._trouble = _PAUSE, ""
+                pause = _PAUSE
             except (RedisError, psycopg.Error, NotReady, TallyboardError) as error:
                 self._note(str(error).strip())
                 pause = _AWAY_PAUSE
@@ -104,7 +108,12 @@ class Restorer:
             _DEPTH.set(rows.depth(conn))
         self._fences.follow({row.partition: row.incarnation for row in standings}, ())
         _NOT_OPEN.set(sum(row.state != OPEN for row in standings))
-        lost, foreign = self._sort([row for row in standings if row.opened])
+        found = self._lives([row for row in standings if row.opened])
+        if self._trouble:
+            self._trouble, self._back_since = "", time.monotonic()
+        if time.monotonic() - self._back_since < _SETTLING:
+            return
+        lost, foreign = self._sort(found)
         if foreign != self._foreign:
             self._foreign = foreign
             if foreign:
@@ -120,18 +129,29 @@ class Restorer:
         if lost:
             self._rebuild(lost)
 
-    def _sort(self, standings: Sequence[PartitionRow]) -> tuple[list[int], list[int]]:
-        """Partitions that Redis lost, and those of which it holds somebody else's data."""
+    def _lives(
+        self, standings: Sequence[PartitionRow]
+    ) -> list[tuple[PartitionRow, str | None, int]]:
+        """The rows with the incarnation and the version that Redis has."""
         pipeline = self._redis.pipeline(transaction=False)
         for row in standings:
             pipeline.execute_command("GET", incarnation_key(row.partition))
             pipeline.execute_command("GET", version_key(row.partition))
         found = pipeline.execute()
+        return [
+            (row, held.decode() if held else None, int(version or 0))
+            for row, held, version in zip(standings, found[::2], found[1::2], strict=True)
+        ]
+
+    @staticmethod
+    def _sort(
+        found: Sequence[tuple[PartitionRow, str | None, int]],
+    ) -> tuple[list[int], list[int]]:
+        """Partitions that Redis lost, and those of which it holds somebody else's data."""
         lost, foreign = [], []
-        for row, held, version in zip(standings, found[::2], found[1::2], strict=True):
-            incarnation = held.decode() if held else None
+        for row, incarnation, version in found:
             if incarnation == row.incarnation:
-                if row.state not in (OPEN, JOURNALING) or int(version or 0) < row.version:
+                if row.state == REBUILDING or version < row.version:
                     lost.append(row.partition)
             elif incarnation is None or incarnation.startswith("-") or incarnation in row.earlier:
                 lost.append(row.partition)

@@ -12,12 +12,15 @@ from tallyboard_server.postgres.journal import (
     OPEN,
     Standing,
     left_behind,
+    note_redis_life,
     read_standings,
 )
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery import overlay
 from tallyboard_server.redis.fences import Fences
 
+#: Seconds after a change of a state until every worker has seen it.
+SEEN_BY_ALL: Final = 0.5
 # Seconds between two looks, for so many partitions; more of them are looked at less often.
 _INTERVAL: Final = 0.2
 _PARTITIONS: Final = 512
@@ -54,6 +57,9 @@ class PartitionFollower:
         """Takes what was read from Postgres just now."""
         with self._lock:
             for standing in standings:
+                known = self._standings.get(standing.partition)
+                if known is not None and known.changes > standing.changes:
+                    continue  # somebody has read it since
                 self._standings[standing.partition] = standing
                 if standing.state == OPEN:
                     self._fences.follow({standing.partition: standing.incarnation}, ())
@@ -70,14 +76,17 @@ class PartitionFollower:
             standings = read_standings(conn)
         self.notice(standings)
 
-    def close_where_journaled(self) -> None:
-        """Has those partitions journaled for that the journal has rows of, applied or not.
+    def close_where_journaled(self, run_id: str) -> None:
+        """Looks at a life of Redis, once among all workers: it may have lost what was applied.
+
+        Partitions that the journal has rows of, applied or not, are journaled for.
 
         Raises:
             psycopg.Error: Postgres is away.
         """
         with self._pool.connection() as conn:
-            overlay.begin(conn, left_behind(conn, 0.0))
+            if note_redis_life(conn, run_id):
+                overlay.begin(conn, left_behind(conn, 0.0))
         self.look()
 
     def close(self) -> None:

@@ -46,7 +46,8 @@ _log = structlog.get_logger(__name__)
 # A quarter of a second of Redis' time: it has to answer in time on a busy machine too.
 MAX_FLUSH_OPERATIONS = 131_072
 _RECONNECT_FIRST = 0.05
-_RECONNECT_MOST = 1.0
+#: Seconds between two attempts to reach Redis, at most.
+RECONNECT_MOST = 0.5
 _IDLE = 0.5
 # With this much waiting, the next flush is planned while Redis works on this one. With less it is
 # better to let more arrive: one larger flush costs less than two.
@@ -390,7 +391,7 @@ class Link:
             self._connection = self._connect()
         except (ConnectionLost, NoAnswer) as error:
             self._down = str(error)
-            return min(delay * 2, _RECONNECT_MOST)
+            return min(delay * 2, RECONNECT_MOST)
         self._down = None
         _log.info("redis back", link=self._thread.name)
         return _RECONNECT_FIRST

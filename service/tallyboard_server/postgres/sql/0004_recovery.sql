@@ -5,11 +5,17 @@ ALTER TABLE tallyboard.partitions
     -- it. REBUILDING: the same, while the keeper makes the partition's data in Redis anew.
     ADD COLUMN state text COLLATE "C" NOT NULL DEFAULT 'OPEN'
         CHECK (state IN ('OPEN', 'JOURNALING', 'REBUILDING')),
+    -- How often the state has changed, and when it did last.
+    ADD COLUMN changes bigint NOT NULL DEFAULT 0,
+    ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now(),
     -- The number of the last checkpoint. Redis holds the number of the last one that was begun, so
     -- a Redis with a smaller one is older than what is here.
     ADD COLUMN version bigint NOT NULL DEFAULT 0,
     -- Incarnations that it had before: data under one of these may be thrown away.
     ADD COLUMN earlier text[] COLLATE "C" NOT NULL DEFAULT '{}';
+
+-- The life of Redis that was looked at last, by its run_id: another one may have lost something.
+ALTER TABLE tallyboard.store ADD COLUMN redis_life text COLLATE "C" NOT NULL DEFAULT '';
 
 -- Batches that are durable here, and not yet in a checkpoint. A row goes with the checkpoint that
 -- has its effect, in the same transaction.
