@@ -48,8 +48,12 @@ class Scores(NamedTuple):
 PlanOf = Callable[[int, Scores], Plan | None]
 
 
-def encode(call: ScriptCall) -> str:
-    """The call as text."""
+def encode(call: ScriptCall, repeats: Collection[Part] = ()) -> str:
+    """The call as text.
+
+    Args:
+        repeats: parts that another row has already, under the same tokens.
+    """
     parts: list[dict[str, Any]] = []
     for part in call.parts:
         if isinstance(part, ScorePart):
@@ -57,6 +61,8 @@ def encode(call: ScriptCall) -> str:
             parts.append({"token": part.token, "scores": scores})
         else:
             parts.append({"token": part.token, "deltas": part.operations})
+        if part in repeats:
+            parts[-1]["repeat"] = True
     return json.dumps(
         {"script": _NAMES[call.script], "parts": parts}, ensure_ascii=False, separators=(",", ":")
     )
@@ -110,10 +116,11 @@ def _scores(plan: Plan, columns: Columns) -> dict[str, Any]:
 
 
 def scores_in(text: str) -> Iterator[Scores]:
-    """The scores of a call that is kept as this text."""
+    """The scores of a call that is kept as this text, without those of repeats."""
     for part in json.loads(text)["parts"]:
-        for item in part.get("scores", ()):
-            yield _scores_from(item)
+        if not part.get("repeat"):
+            for item in part.get("scores", ()):
+                yield _scores_from(item)
 
 
 def scores_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Scores]:
