@@ -29,6 +29,8 @@ CREATE TABLE tallyboard.journal (
     batch text NOT NULL,
     updates integer NOT NULL,
     written_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Whether its scores are in journal_entries, since the partition was journaled for last.
+    shown boolean NOT NULL DEFAULT false,
     UNIQUE (partition, link, sequence)
 );
 
