@@ -24,7 +24,8 @@ LINK_TTL = 3 * 24 * 3600
 # A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
 MAX_DELTA = 1 << 52
 
-_NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
+# What Redis says while it runs no commands, for a while.
+NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 # What Redis says while it takes no writes at all; nothing was applied.
 TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 _TOO_OLD = (
@@ -247,7 +248,7 @@ def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
     said = str(reply)
     call.sent = False
     outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
-    if said.startswith(("NOSCRIPT", *_NOT_READY)):
+    if said.startswith(("NOSCRIPT", *NOT_READY)):
         if not said.startswith("NOSCRIPT"):
             outcome.not_ready = said
         outcome.send_rest(call, ())
