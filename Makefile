@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROJECTS := pyproject.toml clients/python/pyproject.toml constraints.txt
-# Arguments for `serve` and for the demo, such as ARGS="--listen 127.0.0.1:0".
+# Arguments for `serve`, the demo and the soak, such as ARGS="--listen 127.0.0.1:0".
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: run test check generate demo bench install clean
+.PHONY: run test check generate demo bench soak outage install clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallyboard-server serve --with-parent $(ARGS)
@@ -36,6 +36,14 @@ demo: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+# 200 schedules of faults, drawn from seeds: ARGS="--seeds 137" or ARGS=--mutations.
+soak: install
+	$(BIN)/python -m tests.faults.soak $(ARGS)
+
+# What callers see while Redis is away for 30 s; draws docs/outage.png.
+outage: install
+	$(BIN)/python -m tests.faults.outage $(ARGS)
 
 install: $(VENV)/.dev-installed
 

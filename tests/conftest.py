@@ -1,5 +1,6 @@
 """Fixtures that all tests may use: real stores, started once a session."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
+
+# Stores and services are started while gRPC's threads run. Its handlers for forks can't cope with
+# that and may end the child before it is a server.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def make_short_folder() -> Path:

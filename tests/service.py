@@ -36,9 +36,12 @@ class RunningService:
         settings: by name, as flags of `serve` take them: `workers=2`, `redis_timeout=0.5`. Without
             `redis_url` and `postgres_url` the stores are embedded. TALLYBOARD_* variables of this
             process have no effect.
+        package_path: the folder that holds the server package to run, if not the installed one.
     """
 
-    def __init__(self, data_dir: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self, data_dir: Path | None = None, *, package_path: Path | None = None, **settings: object
+    ) -> None:
         self._temporary = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
         # Below root, Postgres runs as another user, who has to enter the folder.
         self._temporary.chmod(0o755)
@@ -52,7 +55,9 @@ class RunningService:
             **settings,
         }
         self.target = ""
+        self._package_path = package_path
         self._process: subprocess.Popen[bytes] | None = None
+        self._children: list[psutil.Process] = []
 
     @property
     def redis_url(self) -> str:
@@ -75,19 +80,16 @@ class RunningService:
         assert self._process is not None, "start() comes first"
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs: not yet, or not any more."""
+        if self._process is not None and self._process.poll() is None:
+            return False
+        return not psutil.wait_procs(self._children, 0)[1]
+
     def start(self) -> Self:
         """Start it and wait until it serves. After a stop it comes back on the same port."""
-        assert self._process is None, "it runs already"
-        with self._output.open("wb") as output, self._errors.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tallyboard_server", "serve", *_flags(self.settings)],
-                env={k: v for k, v in os.environ.items() if not k.startswith(_PREFIX)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-                preexec_fn=child_setup(signal.SIGTERM),
-            )
+        self.spawn()
         try:
             self.target = wait_for(self._announced, "the service to start", START_TIMEOUT)
         except BaseException:
@@ -95,6 +97,27 @@ class RunningService:
             raise
         self.settings["listen"] = self.target
         return self
+
+    def spawn(self) -> None:
+        """Start it without waiting for anything; from the main thread only."""
+        assert self._process is None or self.has_ended, "it runs already"
+        self._children = []
+        with self._output.open("wb") as output, self._errors.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tallyboard_server", "serve", *_flags(self.settings)],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=child_setup(signal.SIGTERM),
+            )
+
+    def ask_to_end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal to the supervisor and wait for nothing; see `has_ended`."""
+        if self._process is not None and self._process.poll() is None:
+            self._children = psutil.Process(self._process.pid).children()
+            self._process.send_signal(how)
 
     def stop(self) -> None:
         """Stop it in order: the workers drain, the keeper writes its last checkpoint."""
@@ -163,6 +186,13 @@ class RunningService:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _environment(self) -> dict[str, str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_PREFIX)}
+        if self._package_path is not None:
+            known = environment.get("PYTHONPATH", "")
+            environment["PYTHONPATH"] = f"{self._package_path}{os.pathsep}{known}"
+        return environment
 
     def _running(self, name: str) -> int:
         pid = wait_for(lambda: self.pid(name), f"{name} to run")

@@ -3,12 +3,13 @@
 Those of counters are here; those of leaderboards (score_ledger.py) share what both need.
 """
 
+import itertools
 import random
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import cycle, islice
@@ -30,6 +31,9 @@ TRANSIENT: Final = (
     grpc.StatusCode.CANCELLED,
 )
 _WINDOW: Final = 32
+_READ_AT_ONCE: Final = 1000
+#: More than one of these, and a counter is wide; 2,000 of them are in the 64-bit range.
+_WIDE_DELTA: Final = 1 << 52
 _TICK: Final = 0.05
 _PAUSE: Final = 0.02
 _OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1),)
@@ -59,11 +63,15 @@ def stub_of(target: str, service: Service = COUNTERS) -> Iterator[Any]:
 
 def read(target: str, counters: list[str]) -> dict[str, int]:
     """Exact counts; asks again until the service is back."""
-    request = counters_pb2.BatchGetCountersRequest(
-        counters=counters, consistency=consistency_pb2.Consistency(exact=True)
-    )
-    answer = retried(target, "BatchGetCounters", request)
-    return {count.counter: count.value for count in answer.counts}
+    found: dict[str, int] = {}
+    for start in range(0, len(counters), _READ_AT_ONCE):
+        request = counters_pb2.BatchGetCountersRequest(
+            counters=counters[start : start + _READ_AT_ONCE],
+            consistency=consistency_pb2.Consistency(exact=True),
+        )
+        answer = retried(target, "BatchGetCounters", request)
+        found |= {count.counter: count.value for count in answer.counts}
+    return found
 
 
 def retried(target: str, method: str, request: Any, service: Service = COUNTERS) -> Any:
@@ -109,16 +117,23 @@ class Ledger:
         with self._lock:
             self.retries += 1
 
+    @property
+    def names(self) -> list[str]:
+        """Everything that anybody wrote to."""
+        return sorted(self.sure.keys() | self.perhaps.keys())
+
     def differences(self, target: str) -> dict[str, tuple[int, int, int]]:
         """Counters that are not what was acknowledged: (found, least, most)."""
-        names = sorted(self.sure.keys() | self.perhaps.keys())
-        found = read(target, names)
+        return self.wrong(read(target, self.names))
+
+    def wrong(self, found: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
+        """Those of the counts found that are not what was acknowledged, as `differences` does."""
         wrong = {}
-        for name in names:
+        for name in self.names:
             least = self.sure[name]
             most = least + self.perhaps[name]
-            if not least <= found[name] <= most:
-                wrong[name] = (found[name], least, most)
+            if not least <= found.get(name, 0) <= most:
+                wrong[name] = (found.get(name, 0), least, most)
         return wrong
 
 
@@ -132,6 +147,10 @@ class Clients:
         targets: services; clients are spread over them.
         kinds: of clients; each is started `each` times.
         moves: whether a client goes to the next service when a call fails.
+
+    Attributes:
+        ledger: what is known to count.
+        acknowledged, updates: how many writes were acknowledged, and the updates in them.
     """
 
     service: Service = COUNTERS
@@ -141,6 +160,8 @@ class Clients:
     ) -> None:
         self.ledger = ledger
         self.acknowledged = 0
+        self.updates = 0
+        self._counting = threading.Lock()  # guards these two
         self._targets = targets
         self._moves = moves
         self._stop = threading.Event()
@@ -166,6 +187,10 @@ class Clients:
         seen = self.acknowledged
         wait_for(lambda: self.acknowledged >= seen + count, f"{count} more writes", PATIENCE)
 
+    def stop(self) -> None:
+        """No new writes from now on; does not wait for those under way."""
+        self._stop.set()
+
     def finish(self) -> None:
         """No new writes; those under way are sent until they are acknowledged."""
         self._stop.set()
@@ -174,6 +199,11 @@ class Clients:
             thread.join(PATIENCE + CALL_TIMEOUT)
             if thread.is_alive():
                 self.ledger.problem(f"{thread.name} did not end")
+
+    def _wrote(self, updates: int) -> None:
+        with self._counting:
+            self.acknowledged += 1
+            self.updates += updates
 
     def _run(self, kind: str, target: str) -> None:
         try:
@@ -202,7 +232,7 @@ class Clients:
         if time.monotonic() > self._give_up:
             raise TimeoutError(f"never acknowledged: {error}")
         self.ledger.retried()
-        self._stop.wait(_PAUSE) or threading.Event().wait(_PAUSE)
+        threading.Event().wait(_PAUSE)
 
     def _run_stream(
         self,
@@ -276,6 +306,33 @@ class Load(Clients):
                 self.ledger.problem(f"batch item failed: {failure}")
             self._counted(deltas)
 
+    def _wide(self, target: str) -> None:
+        """Counters that soon are too large for a shard."""
+        while not self._stop.is_set():
+            name = f"{self._prefix}wide{random.randint(0, 9)}"
+            delta = _WIDE_DELTA + random.randint(1, 1000)
+            if self.ledger.sure[name] > _WIDE_DELTA * 1000:
+                return
+            request = counters_pb2.IncrementRequest(
+                counter=name, delta=delta, request_id=str(uuid.uuid4())
+            )
+            self._until_acknowledged(target, partial(call, "Increment", request))
+            self._counted({name: delta})
+
+    def _once(self, target: str) -> None:
+        """Counters that are written once each: nothing later makes up for what is lost."""
+        for number in itertools.count():
+            if self._stop.is_set():
+                return
+            deltas = {f"{self._prefix}once{number}-{i}": random.randint(1, 1000) for i in range(5)}
+            request = counters_pb2.BatchIncrementRequest(
+                deltas=[counters_pb2.CounterDelta(counter=n, delta=d) for n, d in deltas.items()],
+                request_id=str(uuid.uuid4()),
+            )
+            self._until_acknowledged(target, partial(call, "BatchIncrement", request))
+            self._counted(deltas)
+            self._stop.wait(_PAUSE)
+
     def _without_id(self, target: str) -> None:
         name = f"{self._prefix}without_id"
         with ExitStack() as stack:
@@ -305,7 +362,7 @@ class Load(Clients):
     def _counted(self, deltas: dict[str, int]) -> None:
         for name, delta in deltas.items():
             self.ledger.counted(name, delta)
-        self.acknowledged += 1
+        self._wrote(len(deltas))
 
 
 def call(method: str, request: Any, stub: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A TCP proxy between the service and Redis that loses, delays and cuts up what passes.
+"""A TCP proxy between the service and a store that loses, delays and cuts up what passes.
 
 What it does is set by the test while it runs, and read anew for each chunk of bytes.
 """
@@ -6,9 +6,10 @@ What it does is set by the test while it runs, and read anew for each chunk of b
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,8 +17,7 @@ MAX_CONNECTIONS: Final = 64
 _CHUNK: Final = 1 << 16
 _TICK: Final = 0.1
 _SOCKET_TIMEOUT: Final = 30.0
-#: Only requests that hold this are cut or held: calls of scripts that write.
-_WRITES: Final = b"EVALSHA"
+_CONNECT_TIMEOUT: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Faults:
     """What the proxy does to connections; all of it off by default.
 
     Attributes:
-        lose_reply_every: of so many requests one is run by Redis, and its connection ends before
+        lose_reply_every: of so many writes one is run by the store, and its connection ends before
             the reply comes back.
-        lose_request_every: of so many requests one ends its connection before Redis gets it.
-        hold_every: of so many requests one ends the service's connection and is kept, to reach
-            Redis only when `deliver_held` is called.
-        cut_after: a connection ends when Redis has got so many bytes of requests; 0 for never.
+        lose_request_every: of so many writes one ends its connection before the store gets it.
+        hold_every: of so many writes one ends the service's connection and is kept, to reach
+            the store only when `deliver_held` is called.
+        cut_after: a connection ends when the store has got so many bytes of requests; 0 for never.
         piece: bytes that are sent at once, both ways; 0 for no limit.
         delay: seconds that every chunk waits, both ways.
-        mute: Redis runs what is asked, and its replies never come back.
+        mute: the store runs what is asked, and its replies never come back.
         black_hole: connections are accepted, and nothing passes either way.
     """
 
@@ -47,15 +47,30 @@ class Faults:
     black_hole: bool = False
 
 
+def together(several: Iterable[Faults]) -> Faults:
+    """All of them at once; of each kind the one with the greatest number."""
+    found = tuple(several)
+    if not found:
+        return Faults()
+    strongest = {f.name: max(getattr(each, f.name) for each in found) for f in fields(Faults)}
+    return Faults(**strongest)
+
+
 class Proxy:
-    """Listens on a port of its own and passes on to `target`, a port of 127.0.0.1.
+    """Listens on a port of its own and passes on to a Redis.
+
+    Args:
+        target: where the store is: a port of 127.0.0.1, or the path of a unix socket.
 
     Attributes:
+        writes: only requests that hold this are cut or held: calls of scripts that write.
         faults: what to do; set it at any time.
         lost_replies, lost_requests, held: how often it was done.
     """
 
-    def __init__(self, target: int) -> None:
+    writes = b"EVALSHA"
+
+    def __init__(self, target: int | Path) -> None:
         self.faults = Faults()
         self.lost_replies = 0
         self.lost_requests = 0
@@ -73,7 +88,12 @@ class Proxy:
     @property
     def url(self) -> str:
         """What the service is told to use as its Redis."""
-        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The port of 127.0.0.1 that it listens on."""
+        return int(self._listener.getsockname()[1])
 
     def cut(self) -> None:
         """End every connection that there is now."""
@@ -81,7 +101,7 @@ class Proxy:
             connection.end()
 
     def deliver_held(self) -> int:
-        """Let Redis run the requests that were held, each on its old connection; how many."""
+        """Let the store run the requests that were held, each on its old connection; how many."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for upstream, data in waiting:
@@ -122,7 +142,7 @@ class Proxy:
             except TimeoutError:
                 continue
             try:
-                upstream = socket.create_connection(("127.0.0.1", self._target), 2.0)
+                upstream = self._connect()
             except OSError:
                 client.close()  # as the service would see it without a proxy
                 continue
@@ -135,6 +155,18 @@ class Proxy:
                 self._connections.add(connection)
             connection.start()
 
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target), _CONNECT_TIMEOUT)
+        upstream = socket.socket(socket.AF_UNIX)
+        try:
+            upstream.settimeout(_CONNECT_TIMEOUT)
+            upstream.connect(str(self._target))
+        except OSError:
+            upstream.close()
+            raise
+        return upstream
+
     def wait(self, seconds: float) -> None:
         """Wait, but not past the end of the proxy."""
         if seconds:
@@ -143,7 +175,7 @@ class Proxy:
     def verdict(self, data: bytes) -> str:
         """What becomes of a request: "pass", "lose reply", "lose request" or "hold"."""
         faults = self.faults
-        if _WRITES not in data:
+        if self.writes not in data:
             return "pass"
         with self._lock:
             self._requests += 1
@@ -173,6 +205,28 @@ class Proxy:
             self._connections.discard(connection)
 
 
+class PostgresProxy(Proxy):
+    """The same in front of a Postgres; what is cut or held are commits.
+
+    Args:
+        socket_folder: the folder of the unix socket that it listens on.
+    """
+
+    writes = b"COMMIT"
+
+    def __init__(self, socket_folder: Path) -> None:
+        super().__init__(socket_folder / ".s.PGSQL.5432")
+
+    @property
+    def url(self) -> str:
+        """What the service is told to use as its Postgres."""
+        # Without encryption nobody asks for it first, which would cost a round trip or two.
+        return (
+            f"postgresql://tallyboard@127.0.0.1:{self.port}/tallyboard"
+            "?sslmode=disable&gssencmode=disable"
+        )
+
+
 class _Connection:
     """One connection of the service: a thread each way; the first to end ends the other."""
 
@@ -185,7 +239,8 @@ class _Connection:
         self._written = 0
         for sock in (client, upstream):
             sock.settimeout(_SOCKET_TIMEOUT)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [
             threading.Thread(target=self._run, args=(pump,), name="proxy-pump", daemon=True)
             for pump in (self._requests, self._replies)
@@ -242,7 +297,7 @@ class _Connection:
     def _is_cut(self, data: bytes) -> bool:
         """Passes on only the start of what goes too far, counted from the first write."""
         most = self._proxy.faults.cut_after
-        if most and (self._written or _WRITES in data):
+        if most and (self._written or self._proxy.writes in data):
             left, self._written = most - self._written, self._written + len(data)
             if len(data) > left:
                 self._pass(data[:left], self._upstream)
@@ -259,7 +314,7 @@ class _Connection:
                 self._pass(data, self._client)
 
     def _receive_reply(self) -> bytes:
-        """The next bytes from Redis; empty when either side is over."""
+        """The next bytes from the store; empty when either side is over."""
         while not self._held and self._threads[0].is_alive():
             readable, _, _ = select.select([self._upstream], [], [], _TICK)
             if readable and not self._held:

@@ -70,6 +70,10 @@ class Score(NamedTuple):
         return message
 
 
+#: By board and window, the entries by their members.
+Standings = dict[tuple[str, str], dict[str, Score]]
+
+
 class Rules(NamedTuple):
     """How a board keeps scores, and in which window ids they are found."""
 
@@ -113,14 +117,24 @@ class Book(Ledger):
 
     def score_differences(self, target: str) -> list[tuple[Any, ...]]:
         """Some of the entries that are not what they must be: (board, window, found, expected)."""
+        return self.wrong_entries(self.read(target))
+
+    def read(self, target: str) -> Standings:
+        """Every entry of every window of every board, live."""
+        return {
+            (board, window): entries(target, board, window)
+            for board, rules in self.rules.items()
+            for window in rules.windows
+        }
+
+    def wrong_entries(self, standings: Standings) -> list[tuple[Any, ...]]:
+        """Some of those that are not what was acknowledged, as in `score_differences`."""
         wrong = []
-        for board, rules in self.rules.items():
+        for (board, window), found in standings.items():
             kept = {member: s for (name, member), s in self._kept.items() if name == board}
-            for window in rules.windows:
-                found = entries(target, board, window)
-                for member in found.keys() | kept.keys():
-                    if not self._is_right(board, found.get(member), kept.get(member)):
-                        wrong.append((board, window, found.get(member), kept.get(member)))
+            for member in found.keys() | kept.keys():
+                if not self._is_right(board, found.get(member), kept.get(member)):
+                    wrong.append((board, window, found.get(member), kept.get(member)))
         return wrong[:_MOST_DIFFERENCES]
 
     def _is_right(self, board: str, found: Score | None, kept: Score | None) -> bool:
@@ -234,6 +248,7 @@ class ScoreLoad(Clients):
 
     Args:
         targets, kinds, each, moves: see Clients.
+        prefix: of the ids of the boards.
     """
 
     service = SCORES
@@ -241,20 +256,21 @@ class ScoreLoad(Clients):
     def __init__(
         self,
         *targets: str,
+        prefix: str = "",
         kinds: tuple[str, ...] = ("one", "without_id", "many", "stream", "plain_stream"),
         each: int = 1,
         moves: bool = False,
     ) -> None:
         self.book = Book()
         super().__init__(targets, self.book, kinds, each, moves)
-        prefix = uuid.uuid4().hex[:8]
-        self._boards = [f"{prefix}:{name}" for name in _LOAD]
+        prefix = prefix or f"{uuid.uuid4().hex[:8]}:"
+        self._boards = [f"{prefix}{name}" for name in _LOAD]
         for board, (rules, segments, tie_break) in zip(self._boards, _LOAD.values(), strict=True):
             self.book.create(targets[0], board, rules, segments=segments, tie_break=tie_break)
-        self._plain = (f"{prefix}:plain", f"{prefix}:plain-best")
+        self._plain = (f"{prefix}plain", f"{prefix}plain-best")
         for board, policy in zip(self._plain, ("SUM", "BEST"), strict=True):
             self.book.create(targets[0], board, Rules(policy))
-        self._loose = f"{prefix}:loose"
+        self._loose = f"{prefix}loose"
         self.book.create(targets[0], self._loose, Rules("SUM"))
 
     def differences(self) -> tuple[list[tuple[Any, ...]], list[str]]:
@@ -266,7 +282,7 @@ class ScoreLoad(Clients):
 
     def _counted(self, scores: list[Score]) -> None:
         self.book.acknowledged(scores)
-        self.acknowledged += 1
+        self._wrote(len(scores))
 
     def _one(self, target: str) -> None:
         while not self._stop.is_set():
@@ -275,7 +291,9 @@ class ScoreLoad(Clients):
                 submission=score.message(), request_id=str(uuid.uuid4()), return_ranks=True
             )
             answer = self._until_acknowledged(target, partial(call, "SubmitScore", request))
-            if [result.HasField("score") for result in answer.results] != [True] * len(WINDOWS):
+            # What is journaled is not applied yet, so nobody knows what it did.
+            expected = [not answer.journaled] * len(WINDOWS)
+            if [result.HasField("score") for result in answer.results] != expected:
                 self.book.problem(f"not the scores of every window: {answer}")
             self._counted([score])
 

@@ -136,6 +136,20 @@ def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: s
     )
 
 
+def hand_over(conn: psycopg.Connection[Any], partition: int) -> int:
+    """Ends a rebuild with what only the journal has left to be applied; gives how many rows.
+
+    The keeper applies them, and opens the partition.
+    """
+    conn.execute(
+        "UPDATE tallyboard.partitions"
+        " SET state = 'JOURNALING', changes = changes + 1, changed_at = clock_timestamp()"
+        " WHERE partition = %s AND state = 'REBUILDING'",
+        (partition,),
+    )
+    return len(batch_ids(conn, partition))
+
+
 def new_ids(conn: psycopg.Connection[Any], count: int) -> list[int]:
     """Numbers for rows that are about to be written, above all that were given before.
 
@@ -356,6 +370,15 @@ def depth(conn: psycopg.Connection[Any]) -> int:
         "SELECT coalesce(max(journal_id) - min(journal_id) + 1, 0) FROM tallyboard.journal"
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def count_batches(conn: psycopg.Connection[Any], most: int) -> int:
+    """How many rows the journal has: exactly up to `most`, above that at most as many."""
+    row = conn.execute(
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS found", (most + 1,)
+    ).fetchone()
+    counted = int(row[0]) if row else 0
+    return counted if counted <= most else max(counted, depth(conn))
 
 
 def claim_request(

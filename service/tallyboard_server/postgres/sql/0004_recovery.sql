@@ -8,7 +8,7 @@ ALTER TABLE tallyboard.partitions
     -- How often the state has changed, and when it did last.
     ADD COLUMN changes bigint NOT NULL DEFAULT 0,
     ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now(),
-    -- The number of the last checkpoint. Redis holds the number of the last one that was begun, so
+    -- The number of the last checkpoint. Redis holds the number of the last one that was taken, so
     -- a Redis with a smaller one is older than what is here.
     ADD COLUMN version bigint NOT NULL DEFAULT 0,
     -- Incarnations that it had before: data under one of these may be thrown away.

@@ -7,10 +7,10 @@
 -- Answers: {"fenced", incarnation found or ""};
 --          {"older", number of the last checkpoint here}: this Redis has gone back;
 --          {"taken"}: another checkpoint has begun since the first step of this one;
---          {"ok", number of this checkpoint (once nothing is left), dirty keys left, changed entries
---          left (-1: not counted), {key...}, {value or nil...}, {{entries' key, {member...}, {record
---          or nil...}}...}, {{token, milliseconds to live, "s" or "h", value...}...},
---          {row in the journal...}}.
+--          {"ok", number of the last checkpoint here, which is this one if nothing is left, dirty
+--          keys left, changed entries left (-1: not counted), {key...}, {value or nil...},
+--          {{entries' key, {member...}, {record or nil...}}...}, {{token, milliseconds to live,
+--          "s" or "h", value...}...}, {row in the journal...}}.
 -- What an earlier checkpoint took and never finished is dirty again.
 -- The dirty set holds keys of counters, of tokens, and of windows' entries: which members of a window
 -- have changed is in a set of its own. These keys can't be passed as KEYS, for nobody knows them
@@ -127,11 +127,10 @@ if left <= COUNTABLE then
   end
 end
 
--- The number goes with the last step, and is never used twice: a Redis that went back to any moment
--- before it, even to one within this checkpoint, then has a smaller one than Postgres.
 local rows = {}
 if left == 0 then
-  version = math.max(version, tonumber(ARGV[4])) + 1
+  -- Each cut has a number of its own, that comes with it: a Redis with that number has all of it.
+  version = version + 1
   redis.call('SET', KEYS[5], version)
   rows = redis.call('SMEMBERS', KEYS[6])
 end

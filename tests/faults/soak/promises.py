@@ -1,0 +1,8 @@
+"""What the service has to have; without it a run skips that part instead of failing."""
+
+from typing import Final
+
+#: Whether every run ends with Verify. False: a service without it passes too.
+VERIFY_REQUIRED: Final = False
+#: Whether RebuildPartition has to be there.
+REBUILD_REQUIRED: Final = False
