@@ -1,14 +1,11 @@
 """A worker's way to Redis and the journal, and a keeper's way back, in this process, by hand."""
 
-import threading
-import time
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Final, Self
 
-import psycopg
 from psycopg_pool import ConnectionPool
 from redis import Redis
 
@@ -23,7 +20,7 @@ from tallyboard_server.recovery.drain import Drainer, LoadWindow
 from tallyboard_server.recovery.journal import JournalWriter
 from tallyboard_server.recovery.service import make_durable
 from tallyboard_server.recovery.standing import PartitionFollower
-from tallyboard_server.redis import keys, scripts
+from tallyboard_server.redis import keys
 from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences

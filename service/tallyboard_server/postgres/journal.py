@@ -359,7 +359,7 @@ def is_full(conn: psycopg.Connection[Any], most: int) -> bool:
     if depth(conn) < most:
         return False
     row = conn.execute(
-        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS some", (most,)
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS counted", (most,)
     ).fetchone()
     return row is not None and int(row[0]) >= most
 

@@ -360,7 +360,9 @@ class _Drain:
             mine = [key for key in part.operations if key in refused]
             if not mine:
                 continue
-            stand_in = Part(part.write, self._partition, part.operations, self._wide_token(call, part))
+            stand_in = Part(
+                part.write, self._partition, part.operations, self._wide_token(call, part)
+            )
             for key in mine:
                 try:
                     fits = self._drainer.add_wide(stand_in, key)

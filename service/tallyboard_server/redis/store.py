@@ -110,13 +110,18 @@ class RedisStore:
         journal = self._journal
         if journal is None or any(part.script not in JOURNALED for part in parts):
             self._writes.submit(parts, size)
-        elif self._journals_first or self._writes.down is not None:
+        elif self._journals_first or self._writes.down is not None or self._are_closed(parts):
             journal.submit(parts, size)
         else:
             try:
                 self._writes.submit(parts, size)
             except Unavailable:  # since this moment
                 journal.submit(parts, size)
+
+    def _are_closed(self, parts: Sequence[Part]) -> bool:
+        """Whether a link would hand some of these to the journal, which has bounds of its own."""
+        expected = self.fences.expected
+        return any(expected(part.partition) is None for part in parts)
 
     def send_on(self, items: Sequence[Part | ScriptCall], size: int) -> None:
         """Sends what the journal has, or has no need of.
