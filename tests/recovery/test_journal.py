@@ -64,6 +64,7 @@ def keeper(
     """A keeper; all partitions are journaled for, and open again after the test."""
     keeper_of_module.close_all()
     wait_for(lambda: not _is_open(desk) and not _is_open(second), "the workers to see it")
+    desk.write(add(_name(), 1))  # the journal has its connection
     yield keeper_of_module
     postgres.lose_answers = postgres.lose_commits = 0
     postgres.refuse = False
