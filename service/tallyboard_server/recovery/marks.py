@@ -69,7 +69,7 @@ def is_foreign(held: Held, life: Life) -> bool:
 
 
 def is_loaded(held: Held, life: Life) -> bool:
-    """Whether Redis has all of it but the journal: a rebuild has got so far, or it never was lost."""
+    """Whether Redis has all of it but the journal: it is rebuilt so far, or never was lost."""
     return held.value == life.incarnation and held.version >= life.version
 
 
