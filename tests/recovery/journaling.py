@@ -16,9 +16,10 @@ from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.admission import RedisAdmission
-from tallyboard_server.recovery.drain import Drainer, LoadWindow
+from tallyboard_server.recovery.drain import Drainer
 from tallyboard_server.recovery.journal import JournalWriter
-from tallyboard_server.recovery.service import make_durable
+from tallyboard_server.recovery.rebuild import Rebuilder
+from tallyboard_server.recovery.service import hand_over, make_durable, window_loader
 from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.redis import keys
 from tallyboard_server.redis.connection import Connection
@@ -172,11 +173,9 @@ class Keeper:
         self,
         settings: Settings,
         clock: Callable[[], int] = now_micros,
-        load_window: LoadWindow | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._load_window = load_window or _never
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -204,7 +203,7 @@ class Keeper:
             self.pool,
             wide,
             self.checkpointer.checkpoint_partition if settings.journals_first else None,
-            self._load_window,
+            window_loader(settings, self._clock),
             settings.partitions,
             self._clock,
             keeps_tokens=settings.journals_first,
@@ -226,6 +225,20 @@ class Keeper:
         self._fences.follow(dict(found), ())
         chosen = range(self._settings.partitions) if partitions is None else partitions
         return sum(self.drainer.drain(partition).batches for partition in chosen)
+
+    def wipe(self) -> None:
+        """Redis loses everything; makes it anew from Postgres, with its journal."""
+        self.redis.flushall()
+        rebuilder = Rebuilder(
+            self._settings.redis_url,
+            self._settings.postgres_url,
+            self._settings.partitions,
+            last_checkpoint=self.checkpointer.checkpoint_fenced,
+            drain=hand_over(self.pool),
+            clock=self._clock,
+        )
+        rebuilder.rebuild(range(self._settings.partitions))
+        self.drain()
 
     def query(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """What Postgres answers."""
@@ -261,5 +274,15 @@ def any_sharding(settings: Settings) -> Sharding:
     return Sharding(settings.partitions, settings.default_shards, {}, (), 1, 0)
 
 
-def _never(*_: object) -> None:
-    raise AssertionError("no window has to be loaded")
+def wait_until_open(desk: Desk) -> None:
+    """Waits until the worker sends everything to Redis."""
+    wait_for(lambda: None not in _expected(desk), "the worker to see that partitions are open")
+
+
+def wait_until_closed(desk: Desk) -> None:
+    """Waits until the worker sends nothing to Redis."""
+    wait_for(lambda: set(_expected(desk)) == {None}, "the worker to see that partitions are closed")
+
+
+def _expected(desk: Desk) -> list[str | None]:
+    return [desk.fences.expected(i) for i in range(desk.settings.partitions)]

@@ -1,4 +1,4 @@
-"""The journal as workers write it: whatever becomes of commits, what is acknowledged counts once."""
+"""The journal as workers write it: acknowledged updates count once, whatever becomes of commits."""
 
 import threading
 import uuid
@@ -9,10 +9,21 @@ import pytest
 
 from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.errors import OutcomeUnknown, Overloaded, TallyboardError, Unavailable
+from tallyboard_server.redis import keys
 from tallyboard_server.redis.operations import Write
 from tests.postgres.support import new_database
 from tests.recovery.commits import LossyPostgres
-from tests.recovery.journaling import Desk, Keeper, add, add_all, producer, request
+from tests.recovery.journaling import (
+    TENANT,
+    Desk,
+    Keeper,
+    add,
+    add_all,
+    producer,
+    request,
+    wait_until_closed,
+    wait_until_open,
+)
 from tests.redis.node import RedisNode
 from tests.waiting import wait_for
 
@@ -63,7 +74,8 @@ def keeper(
 ) -> Iterator[Keeper]:
     """A keeper; all partitions are journaled for, and open again after the test."""
     keeper_of_module.close_all()
-    wait_for(lambda: not _is_open(desk) and not _is_open(second), "the workers to see it")
+    wait_until_closed(desk)
+    wait_until_closed(second)
     desk.write(add(_name(), 1))  # the journal has its connection
     yield keeper_of_module
     postgres.lose_answers = postgres.lose_commits = 0
@@ -72,11 +84,7 @@ def keeper(
     wait_for(lambda: desk.journal.down is None, "the journal")
     keeper_of_module.drain()
     keeper_of_module.query("DELETE FROM tallyboard.journal_rejected")
-    wait_for(lambda: _is_open(desk), "the worker to see that partitions are open")
-
-
-def _is_open(desk: Desk) -> bool:
-    return desk.fences.expected(0) is not None
+    wait_until_open(desk)
 
 
 def _name() -> str:
@@ -203,10 +211,10 @@ def test_a_repeat_of_what_redis_had_counts_once(desk: Desk, keeper: Keeper) -> N
     """It was applied before the outage, and its answer was lost."""
     name, token = _name(), request()
     keeper.drain()
-    wait_for(lambda: _is_open(desk), "open partitions")
+    wait_until_open(desk)
     first = desk.write(add(name, 5, token))
     keeper.close_all()
-    wait_for(lambda: not _is_open(desk), "closed partitions")
+    wait_until_closed(desk)
     desk.write(add_all({name: 5, _name(): 3}, token), add(name, 2))
     keeper.drain()
     assert (first.journaled, keeper.count(name)) == (False, 7)
@@ -233,10 +241,10 @@ def test_the_rest_of_a_row_with_a_repeat_is_applied_before_what_came_later(
     """Its other batches would be too old behind the later ones."""
     name = _name()
     keeper.drain()
-    wait_for(lambda: _is_open(desk), "open partitions")
+    wait_until_open(desk)
     desk.write(add(name, 1, producer(1, name)))
     keeper.close_all()
-    wait_for(lambda: not _is_open(desk), "closed partitions")
+    wait_until_closed(desk)
     for start in (1, 101, 201, 301, 401):
         # Several in one write are several in one row.
         batches = [add(name, 1, producer(i, name)) for i in range(start, start + 100)]
@@ -249,7 +257,7 @@ def test_a_full_journal_refuses_until_rows_are_gone(
     node: RedisNode, database: str, keeper: Keeper
 ) -> None:
     with Desk(node.url, database, max_journal_batches=1000) as small:
-        wait_for(lambda: not _is_open(small), "closed partitions")
+        wait_until_closed(small)
         keeper.query(
             "INSERT INTO tallyboard.journal (partition, link, sequence, batch, updates)"
             """ SELECT 0, 'full', i, '{"script":"add","parts":[]}', 0"""
@@ -272,7 +280,7 @@ def test_a_journal_with_old_rows_is_not_full(
     )
     desk.write(add(_name(), 1))
     with Desk(node.url, database, max_journal_batches=1000) as small:
-        wait_for(lambda: not _is_open(small), "closed partitions")
+        wait_until_closed(small)
         seen = threading.Event()
         threading.Timer(1.5, seen.set).start()
         while not seen.is_set():
@@ -299,7 +307,7 @@ def test_what_waits_for_the_journal_is_bounded(
 ) -> None:
     """Postgres takes as long as it likes; what is too much is refused at once."""
     with Desk(node.url, database, max_pending_operations=10_000) as small:
-        wait_for(lambda: not _is_open(small), "closed partitions")
+        wait_until_closed(small)
         with keeper.pool.connection() as conn:
             conn.execute("LOCK TABLE tallyboard.journal IN ACCESS EXCLUSIVE MODE")
             writes: list[Write] = []
@@ -313,3 +321,14 @@ def _submit_many(desk: Desk, writes: list[Write]) -> None:
     """Far more than may wait; `writes` gets what was taken."""
     for _ in range(30):
         writes.append(desk.submit(add_all({_name(): 1 for _ in range(1000)})))
+
+
+def test_a_repeat_is_told_what_was_out_of_range_the_first_time(
+    desk: Desk, second: Desk, keeper: Keeper
+) -> None:
+    """That is noted with the token; a repeat comes with an empty note."""
+    name, key = _name(), keys.shard_key(0, TENANT, "large")
+    asked = producer(7, name)
+    desk.write(add(name, 5, asked._replace(note=f"\n{key}")))
+    again = [place.write(add(name, 5, asked)) for place in (desk, second)]
+    assert [write.out_of_range for write in again] == [[key], [key]]

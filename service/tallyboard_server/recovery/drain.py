@@ -236,6 +236,9 @@ class _Drain:
     def run(self) -> int:
         """Applies all rows and opens the partition; gives how many."""
         conn = self._conn
+        # Whoever has found it open before it was closed, and changes its rows, is waited for.
+        rows.lock_alone(conn, self._partition)
+        conn.commit()
         self._standing = self._check()
         self._plans = self._drainer.plans(conn)
         after = 0
