@@ -4,9 +4,7 @@ import random
 import threading
 import uuid
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -27,6 +25,7 @@ from tallyboard_server.redis.keys import (
     wide_key,
 )
 from tallyboard_server.stores import control_client, open_stores
+from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import (
     PARTITIONS,
     RedisOfVersion,
@@ -66,26 +65,6 @@ def redis(redis_server: EmbeddedRedis, database: str) -> Iterator[Redis]:
 @pytest.fixture
 def checkpointer(redis: Redis, pool: Pool) -> Checkpointer:
     return Checkpointer(redis, pool, PARTITIONS)
-
-
-def take(redis: Redis, partition: int, limit: int = 5_000, checkpoint: str = "dead") -> Any:
-    """What checkpoint.lua answers, as a keeper that dies right after it."""
-    source = (resources.files("tallyboard_server.redis") / "lua" / "checkpoint.lua").read_text()
-    keys = [
-        dirty_key(partition),
-        in_flight_key(partition),
-        checkpoint_id_key(partition),
-        incarnation_key(partition),
-    ]
-    incarnation = redis.execute_command("GET", incarnation_key(partition))
-    return redis.eval(source, len(keys), *keys, checkpoint, limit, incarnation)
-
-
-def forget(redis: Redis, partition: int, checkpoint: str) -> Any:
-    """What checkpointed.lua answers."""
-    source = (resources.files("tallyboard_server.redis") / "lua" / "checkpointed.lua").read_text()
-    keys = [in_flight_key(partition), checkpoint_id_key(partition)]
-    return redis.eval(source, len(keys), *keys, checkpoint)
 
 
 def test_a_total_is_the_sum_of_its_shards(
@@ -342,7 +321,7 @@ def test_a_slow_keeper_does_not_drop_what_another_took_over(redis: Redis) -> Non
 def test_no_more_than_the_limit_is_in_flight(redis: Redis) -> None:
     put(redis, 0, {f"post:{i}": i for i in range(10)})
     take(redis, 0, limit=4, checkpoint="first")
-    assert len(take(redis, 0, limit=6, checkpoint="second")[3]) == 6
+    assert len(take(redis, 0, limit=6, checkpoint="second").keys) == 6
 
 
 def test_two_checkpointers_at_once_agree(
@@ -364,9 +343,9 @@ def test_two_checkpointers_at_once_agree(
     threads = [threading.Thread(target=keep) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for step in range(1, 9):
+    for change in range(1, 9):
         for partition in range(PARTITIONS):
-            put(redis, partition, {f"post:{i}": step * i for i in range(300)})
+            put(redis, partition, {f"post:{i}": change * i for i in range(300)})
     done.set()
     for thread in threads:
         thread.join()
@@ -478,29 +457,27 @@ def versioned(versioned_redis: EmbeddedRedis) -> Iterator[Redis]:
 
 def test_the_script_answers_values_and_gaps(versioned: Redis) -> None:
     put(versioned, 0, {"a": 1, "b": None, "c": "w3"})
-    answer = take(versioned, 0)
-    found = dict(zip(answer[3], answer[4], strict=True))
+    taken = take(versioned, 0)
+    found = dict(zip(taken.keys, taken.values, strict=True))
     expected = {"a": b"1", "b": None, "c": b"w3"}
     assert found == {shard_key(0, "acme", k).encode(): v for k, v in expected.items()}
 
 
 def test_the_script_takes_20000_keys_at_once(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(20_000)})
-    assert len(take(versioned, 0, limit=20_000)[3]) == 20_000
+    assert len(take(versioned, 0, limit=20_000).keys) == 20_000
 
 
 def test_the_script_refuses_another_life(versioned: Redis) -> None:
     put(versioned, 0, {"a": 1})
     versioned.delete(incarnation_key(0))
-    source = (resources.files("tallyboard_server.redis") / "lua" / "checkpoint.lua").read_text()
-    keys = [dirty_key(0), in_flight_key(0), checkpoint_id_key(0), incarnation_key(0)]
-    assert versioned.eval(source, 4, *keys, "id", 5, "life") == [b"fenced", b""]
+    assert step(versioned, 0, incarnation="life") == [b"fenced", b""]
 
 
 def test_a_full_redis_can_be_checkpointed(versioned: Redis) -> None:
     put(versioned, 0, {f"post:{i}": i for i in range(100)})
     versioned.config_set("maxmemory", 1)
-    assert len(take(versioned, 0)[3]) == 100
+    assert len(take(versioned, 0).keys) == 100
 
 
 def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
@@ -510,7 +487,7 @@ def test_a_redis_killed_between_the_scripts_still_has_the_keys_in_flight(
     take(versioned, 0, limit=1)
     versioned_redis.kill()
     versioned_redis.start()
-    assert len(take(versioned, 0, checkpoint="next")[3]) == 2
+    assert len(take(versioned, 0, checkpoint="next").keys) == 2
 
 
 def test_redis_killed_over_and_over_loses_no_checkpoint(
@@ -520,11 +497,11 @@ def test_redis_killed_over_and_over_loses_no_checkpoint(
         open_stores(settings_for(server.url, database))
         redis = control_client(server.url)
         checkpointer = Checkpointer(redis, pool, PARTITIONS)
-        for step in range(1, 5):
-            put(redis, step % PARTITIONS, {f"post:{step}": step})
-            take(redis, step % PARTITIONS)
+        for change in range(1, 5):
+            put(redis, change % PARTITIONS, {f"post:{change}": change})
+            take(redis, change % PARTITIONS)
             server.kill()
             server.start()
             checkpointer.checkpoint_all()
         redis.close()
-    assert totals(database) == {f"post:{step}": step for step in range(1, 5)}
+    assert totals(database) == {f"post:{change}": change for change in range(1, 5)}

@@ -86,6 +86,9 @@ def test_source_of_a_value_is_known(tmp_path: Path, name: str, source: str) -> N
         ("redis_timeout", "0.25", 0.25),
         ("listen", "[::1]:0", "[::1]:0"),
         ("durability", "replicated:2", "replicated:2"),
+        ("durability", "journaled", "journaled"),
+        ("redis_outage", "refuse", "refuse"),
+        ("max_journal_batches", "1000", 1000),
         ("shards_by_prefix", "post:=16, user:=2", {"post:": 16, "user:": 2}),
         ("shards_by_prefix", "a=b=3", {"a=b": 3}),
         ("metrics_listen", "", ""),
@@ -115,7 +118,9 @@ def test_shards_by_prefix_can_be_a_table(tmp_path: Path) -> None:
         ("postgres_url", "host=db"),
         ("data_dir", ""),
         ("durability", "replicated:0"),
-        ("durability", "journaled"),
+        ("durability", "remembered"),
+        ("redis_outage", "wait"),
+        ("max_journal_batches", "999"),
         ("partitions", "0"),
         ("default_shards", "65"),
         ("shards_by_prefix", "post:"),
@@ -220,6 +225,14 @@ def test_child_reads_what_the_parent_wrote() -> None:
 def test_child_started_by_hand_is_refused() -> None:
     with pytest.raises(SettingsError):
         Settings.inherited({})
+
+
+@pytest.mark.parametrize(
+    ("durability", "journals"),
+    [("applied", False), ("fsynced", False), ("replicated:1", False), ("journaled", True)],
+)
+def test_only_journaled_writes_go_to_postgres_first(durability: str, journals: bool) -> None:
+    assert replace(Settings(), durability=durability).journals_first is journals
 
 
 def test_replicas_are_those_of_the_durability() -> None:

@@ -25,13 +25,13 @@ from tallyboard_server.leaderboards.model import (
     WindowKind,
 )
 from tallyboard_server.leaderboards.watch import TopSource
-from tallyboard_server.redis.durability import durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.stores import control_client
 from tallyboard_server.watching import Watcher, Watches, WatchHub, WatchSource
 from tests.postgres.support import empty_redis
+from tests.redis.admission import AdmitsAll
 from tests.waiting import wait_for
 
 Subject = tuple[str, str]
@@ -454,7 +454,7 @@ def test_kinds_share_one_limit(opened: ExitStack) -> None:
 def test_a_watcher_that_was_ended_makes_room(opened: ExitStack, numbers: Numbers) -> None:
     hub = opened.enter_context(closing(WatchHub(1, tick=TICK)))
     watches = hub.of(numbers)
-    numbers.errors["acme", "gone"] = Unavailable("away")
+    numbers.errors["acme", "gone"] = NotFound("gone")
     for _ in range(3):
         listener = Listener(("acme", "gone"))
         add(watches, listener)
@@ -539,7 +539,7 @@ def reader(redis_server: EmbeddedRedis, opened: ExitStack) -> RecordingReader:
     store = RedisStore(
         url,
         Fences(lives),
-        durability("applied", 1.0),
+        AdmitsAll("applied"),
         timeout=1.0,
         max_pending=100_000,
         on_refused=lambda part, keys: part.done(),

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,7 +35,7 @@ class Service:
         self._server = server
         self._counters = counters_pb2_grpc.CounterServiceStub(channel)
         self._operations = operations_pb2_grpc.OperationsServiceStub(channel)
-        self._options = {
+        self._options: dict[str, Any] = {
             "timeout": timeout,
             "metadata": (("x-tallyboard-tenant", tenant),),
         }
@@ -80,6 +80,23 @@ class Service:
     def status(self) -> operations_pb2.GetStatusResponse:
         """How the service is."""
         return self.call(self._operations.GetStatus, operations_pb2.GetStatusRequest())
+
+    def verify(
+        self, partitions: Sequence[int], max_differences: int
+    ) -> Iterator[operations_pb2.VerifyResponse]:
+        """Compare Redis with Postgres; one answer a partition, as it is compared."""
+        request = operations_pb2.VerifyRequest(
+            partitions=partitions, max_differences=max_differences
+        )
+        try:
+            yield from self._operations.Verify(request, **self._options)
+        except grpc.RpcError as error:
+            raise CallError(_sentence(error, self._server)) from None
+
+    def rebuild(self, partition: int) -> operations_pb2.RebuildPartitionResponse:
+        """Make a partition of Redis anew from Postgres."""
+        request = operations_pb2.RebuildPartitionRequest(partition=partition)
+        return self.call(self._operations.RebuildPartition, request)
 
     def call(self, method: Callable[..., _Answer], request: object) -> _Answer:
         """The answer of a method of a stub, asked as the tenant and within the timeout."""

@@ -133,6 +133,13 @@ class _Survey:
     empty: list[int]
 
 
+class _ChangedMidway(PartitionFenced):
+    """Redis lost a partition of which a part was copied; nothing was committed.
+
+    A part is no cut: it may have effects of rows of the journal that stay.
+    """
+
+
 class _OutOfTime(Exception):
     """The deadline passed in the middle of a transaction; nothing was committed."""
 
@@ -171,21 +178,24 @@ class Checkpointer:
         started = time.monotonic()
         survey = self._survey()
         done, waiting = _Cut(), dict(survey.changed)
+        unfinished: set[int] = set()
         while waiting and not _is_past(deadline):
             group = _next_group(waiting)
             for partition in group:
                 del waiting[partition]
             try:
                 _add(done, self._cut(group, deadline))
+            except _ChangedMidway:
+                unfinished.update(group)
             except _OutOfTime:
                 waiting |= dict.fromkeys(group, 0)
                 break
-        unfinished = set(waiting)
+        unfinished.update(waiting)
         for partition in sorted(done.busy):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
                 _add(done, self._cut([partition], deadline, LOCK_WAIT))
-            except (psycopg.errors.LockNotAvailable, _OutOfTime):
+            except (psycopg.errors.LockNotAvailable, _ChangedMidway, _OutOfTime):
                 unfinished.add(partition)
         if survey.clean:
             with self._pool.connection() as conn:
@@ -315,6 +325,8 @@ class Checkpointer:
         read_at, *answers = pipeline.execute()
         taken = _Taken(_time(*read_at))
         for i, answer in zip(lives, answers, strict=True):
+            if answer[0] in (b"fenced", b"older") and i in cut.versions:
+                raise _ChangedMidway(f"Redis lost partition {i} while it was copied")
             if answer[0] == b"fenced":
                 cut.fenced.append(i)
             elif answer[0] == b"older":

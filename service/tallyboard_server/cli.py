@@ -17,6 +17,7 @@ from tallyboard_server import __version__, calls
 from tallyboard_server.command_options import call_options, limit_option, request_id_option
 from tallyboard_server.leaderboard_commands import leaderboard
 from tallyboard_server.logs import configure_logs
+from tallyboard_server.operations_commands import rebuild, verify
 from tallyboard_server.processes import die_with_parent, pin_to_core, prefer_throughput
 from tallyboard_server.settings import LoadedSettings, Settings, SettingsError, load_settings
 from tallyboard_server.startup import StartupError
@@ -243,3 +244,5 @@ def list_counters(prefix: str, limit: int, largest_first: bool, **target: Any) -
 
 
 main.add_command(leaderboard)
+main.add_command(verify)
+main.add_command(rebuild)

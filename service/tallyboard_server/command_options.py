@@ -10,12 +10,21 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def call_options(command: _Command) -> _Command:
     """Options of the commands that call a running service: the arguments of `calls.connect`."""
+    return _call_options(command, 10.0)
+
+
+def long_call_options(command: _Command) -> _Command:
+    """The same, of commands whose calls take their time."""
+    return _call_options(command, 3600.0)
+
+
+def _call_options(command: _Command, timeout: float) -> _Command:
     for option in (
         click.option("--ca", metavar="FILE", help="PEM file to trust; calls the service by TLS."),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
-            default=10.0,
+            default=timeout,
             show_default=True,
             help="Seconds that the call may take.",
         ),

@@ -1,7 +1,7 @@
 """The keeper process: checkpoints at an interval, and what follows from them.
 
 Definitions that Redis doesn't have are told to it, windows that have ended are archived, daily
-standings are copied; whatever happens to the stores meanwhile.
+standings are copied, the stores are compared; whatever happens to the stores meanwhile.
 """
 
 import contextlib
@@ -25,7 +25,9 @@ from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.checkpoints import oldest_checkpoint
 from tallyboard_server.postgres.pool import BoundedConnection, open_pool
 from tallyboard_server.publisher import Publisher
+from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.service import Restoring
+from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.settings import Settings
 from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.startup import StartupError
@@ -96,6 +98,11 @@ class Keeper:
         self._snapshotter = Snapshotter(
             pool, self._checkpointer, settings.partitions, clock, settings.snapshot_retention
         )
+        self._drift_watch = DriftWatch(
+            Verifier(redis, pool, self._checkpointer, settings.partitions, clock),
+            settings.partitions,
+            settings.verify_interval,
+        )
         # A Postgres that was away at the start may lack the schema, or the partitions.
         self._prepared = False
         self._away: str | None = None
@@ -113,7 +120,10 @@ class Keeper:
         self.attempt(time.monotonic() + LAST_CHECKPOINT_TIMEOUT)
 
     def tidy(self) -> bool:
-        """What follows a checkpoint: definitions, archives, snapshots; False as in `attempt`."""
+        """What follows a checkpoint: definitions, archives, snapshots, a look at what differs.
+
+        False as in `attempt`.
+        """
         return self._guarded(self._tidy)
 
     def attempt(self, deadline: float | None = None) -> bool:
@@ -126,6 +136,7 @@ class Keeper:
         self._archiver.work()
         self._archiver.drop_expired()
         self._publisher.purge()
+        self._drift_watch.work()
 
     def _checkpoint(self, deadline: float | None) -> None:
         if not self._prepared:

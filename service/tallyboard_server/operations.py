@@ -1,8 +1,13 @@
-"""What the people who run the service ask: how it is, and a checkpoint now."""
+"""What the people who run the service ask: how it is, a checkpoint, a comparison, a rebuild."""
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
+from threading import Lock
+from typing import Final, Protocol
 
 import psycopg
 from psycopg_pool import ConnectionPool
@@ -10,12 +15,20 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tallyboard_server.checkpointer import Checkpointer, CheckpointResult, PartitionFenced
-from tallyboard_server.errors import DeadlineExceeded, Unavailable
-from tallyboard_server.postgres.partitions import PartitionRow, partition_states
+from tallyboard_server.errors import DeadlineExceeded, NotImplementedYet, Overloaded, Unavailable
+from tallyboard_server.postgres.journal import count_batches
+from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.tenants import TenantPage, list_tenants
+from tallyboard_server.recovery.drift import note_drift
+from tallyboard_server.recovery.findings import Verified
+from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import dirty_key, incarnation_key
 from tallyboard_server.settings import Settings, mask_url
+
+# Up to here the batches of the journal are counted; above, their number is worked out.
+_COUNTED_BATCHES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,23 +42,73 @@ class StoreState:
     detail: str = ""
 
 
+class Condition(Enum):
+    """What a partition does; the values are the contract's names without their prefix."""
+
+    UNKNOWN = "UNSPECIFIED"
+    OPEN = "OPEN"
+    CLOSED = "CLOSED"
+    JOURNALING = "JOURNALING"
+    REBUILDING = "REBUILDING"
+
+
 @dataclass(frozen=True)
 class PartitionState:
-    """One partition: whether it takes writes, and what is not in Postgres yet."""
+    """One partition: what it does, and what is not in Postgres yet."""
 
     partition: int
-    open: bool
+    condition: Condition
     dirty_keys: int
     checkpointed_at: datetime | None
 
 
 @dataclass(frozen=True)
 class ServiceState:
-    """The whole; `checkpoint_lag` is in seconds, None while Postgres is away."""
+    """The whole.
+
+    Attributes:
+        checkpoint_lag: in seconds, None while Postgres is away.
+        journal_depth: batches in the journal, 0 while Postgres is away.
+    """
 
     stores: list[StoreState]
     partitions: list[PartitionState]
     checkpoint_lag: float | None
+    journal_depth: int = 0
+
+
+class Rebuilt(Protocol):
+    """What a rebuild of a partition loaded and applied, and how many seconds it took."""
+
+    @property
+    def counters(self) -> int:
+        """Values of counters."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of leaderboards."""
+
+    @property
+    def batches(self) -> int:
+        """Batches of the journal."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+
+#: Makes a partition anew until a deadline (of time.monotonic()). Raises Unavailable with
+#: PARTITION_UNAVAILABLE when somebody else does so.
+Rebuild = Callable[[int, float], Rebuilt]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What Postgres says of itself, and of partitions; nothing of these while it is away."""
+
+    store: StoreState
+    rows: tuple[PartitionRow, ...] = ()
+    journal_depth: int = 0
 
 
 class Operations:
@@ -55,6 +118,8 @@ class Operations:
         redis: a client that does not repeat commands.
         pool: connections to Postgres.
         fences: the incarnations this worker expects.
+        verifier: compares the stores.
+        rebuild: makes a partition anew; None where that can't be done.
     """
 
     def __init__(
@@ -63,26 +128,50 @@ class Operations:
         pool: ConnectionPool[BoundedConnection],
         fences: Fences,
         settings: Settings,
+        verifier: Verifier,
+        rebuild: Rebuild | None = None,
     ) -> None:
         self._redis = redis
         self._pool = pool
         self._fences = fences
         self._settings = settings
+        self._verifier = verifier
+        self._rebuild = rebuild
+        self._journals = settings.redis_outage == "journal" or settings.journals_first
+        # Either is heavy: one at a time a worker.
+        self._verifying = Lock()
+        self._rebuilding = Lock()
 
     def state(self) -> ServiceState:
         """The state now; a store that is away is part of the answer, not an error."""
-        redis, found = self._redis_state()
-        postgres, rows = self._postgres_state()
-        times = {row.partition: row.checkpointed_at for row in rows}
+        redis, held = self._redis_state()
+        found = self._postgres_state()
+        rows = {row.partition: row for row in found.rows}
         partitions = []
-        for partition in range(self._settings.partitions):
-            incarnation, dirty = found.get(partition, (None, 0))
-            expected = self._fences.expected(partition)
-            is_open = expected is not None and incarnation == expected
-            partitions.append(PartitionState(partition, is_open, dirty, times.get(partition)))
-        known = [moment for moment in times.values() if moment is not None]
-        lag = (datetime.now(UTC) - min(known)).total_seconds() if known else None
-        return ServiceState([redis, postgres], partitions, lag)
+        for number in range(self._settings.partitions):
+            incarnation, dirty = held.get(number, (None, 0))
+            row = rows.get(number)
+            condition = self._condition(number, row, incarnation, redis.available)
+            at = None if row is None else row.checkpointed_at
+            partitions.append(PartitionState(number, condition, dirty, at))
+        oldest = min((row.checkpointed_at for row in found.rows), default=None)
+        lag = None if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+        return ServiceState([redis, found.store], partitions, lag, found.journal_depth)
+
+    def _condition(
+        self, number: int, row: PartitionRow | None, held: str | None, is_redis_there: bool
+    ) -> Condition:
+        """What a partition does, from what Postgres says of it and what Redis holds."""
+        if row is not None and row.state != Condition.OPEN.value:
+            return Condition(row.state)
+        if not is_redis_there:
+            if row is None:
+                return Condition.UNKNOWN
+            # What workers do then.
+            return Condition.JOURNALING if self._journals else Condition.CLOSED
+        expected = self._fences.expected(number) if row is None else row.incarnation
+        is_open = expected is not None and held == expected
+        return Condition.OPEN if is_open else Condition.CLOSED
 
     def checkpoint(self, deadline: float, partitions: list[int]) -> CheckpointResult:
         """A checkpoint of some partitions, or of all if none is named.
@@ -92,16 +181,59 @@ class Operations:
             DeadlineExceeded: not all of it was done in time.
         """
         checkpointer = Checkpointer(self._redis, self._pool, self._settings.partitions)
-        try:
-            with postgres_unavailable():
-                if not partitions:
-                    result = checkpointer.checkpoint_all(deadline)
-                    if result.unfinished:
-                        raise DeadlineExceeded("not all partitions were copied in time; try again")
-                    return result
-                return _checkpoint_some(checkpointer, sorted(set(partitions)), deadline)
-        except RedisError as error:
-            raise Unavailable("Redis does not answer; try again later") from error
+        with _stores_unavailable():
+            if not partitions:
+                result = checkpointer.checkpoint_all(deadline)
+                if result.unfinished:
+                    raise DeadlineExceeded("not all partitions were copied in time; try again")
+                return result
+            return _checkpoint_some(checkpointer, sorted(set(partitions)), deadline)
+
+    def verify(
+        self, partitions: Sequence[int], most: int, pause: Callable[[], None]
+    ) -> Iterator[Verified]:
+        """Compares the stores; see Verifier.verify. No partition named: all.
+
+        Raises:
+            Unavailable: a store or a partition is away.
+            Overloaded: this worker is at it already.
+        """
+        with (
+            _alone(self._verifying, "a verification is under way here; try again later"),
+            _stores_unavailable(),
+        ):
+            drift = 0
+            numbers = partitions or range(self._settings.partitions)
+            for result in self._verifier.verify(numbers, most, pause):
+                drift += result.difference_count
+                yield result
+            if len(numbers) == self._settings.partitions:
+                note_drift(drift)
+
+    def rebuild(self, partition: int, deadline: float) -> Rebuilt:
+        """Makes a partition of Redis anew from Postgres.
+
+        Raises:
+            Unavailable: a store is away, or somebody else works on the partition.
+            Overloaded: this worker is rebuilding already.
+        """
+        if self._rebuild is None:
+            raise NotImplementedYet("partitions can't be rebuilt by this version")
+        with (
+            _alone(self._rebuilding, "a rebuild is under way here; try again later"),
+            _stores_unavailable(),
+        ):
+            return self._rebuild(partition, deadline)
+
+    def tenants(self, page_size: int, cursor: str | None) -> TenantPage:
+        """The tenants that have data, page by page.
+
+        Raises:
+            InvalidArgument: PAGE_INVALID for the cursor.
+            Unavailable: Postgres is away.
+        """
+        with postgres_unavailable():
+            return list_tenants(self._pool, page_size, cursor)
 
     def _redis_state(self) -> tuple[StoreState, dict[int, tuple[str | None, int]]]:
         address = mask_url(self._settings.redis_url)
@@ -121,15 +253,37 @@ class Operations:
             found[partition] = (incarnation.decode() if incarnation else None, dirty)
         return StoreState("redis", address, True, str(info["redis_version"])), found
 
-    def _postgres_state(self) -> tuple[StoreState, list[PartitionRow]]:
+    def _postgres_state(self) -> _Found:
         address = mask_url(self._settings.postgres_url)
         try:
             with self._pool.connection() as conn:
                 version = conn.info.server_version
-            rows = partition_states(self._pool)
+                rows, depth = read_partitions(conn), count_batches(conn, _COUNTED_BATCHES)
         except (psycopg.Error, Unavailable) as error:
-            return StoreState("postgres", address, False, detail=str(error)), []
-        return StoreState("postgres", address, True, f"{version // 10000}.{version % 10000}"), rows
+            return _Found(StoreState("postgres", address, False, detail=str(error)))
+        said = f"{version // 10000}.{version % 10000}"
+        return _Found(StoreState("postgres", address, True, said), tuple(rows), depth)
+
+
+@contextmanager
+def _alone(lock: Lock, otherwise: str) -> Iterator[None]:
+    """Holds the lock, if nobody has it."""
+    if not lock.acquire(blocking=False):
+        raise Overloaded(otherwise)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _stores_unavailable() -> Iterator[None]:
+    """Turns what the clients of the stores raise into `Unavailable`."""
+    try:
+        with postgres_unavailable():
+            yield
+    except RedisError as error:
+        raise Unavailable("Redis does not answer; try again later") from error
 
 
 def _checkpoint_some(

@@ -266,6 +266,12 @@ class Settings:
         "Seconds between two checkpoints from Redis to Postgres, 0.1 to 3600.",
         _between(0.1, 3600, "seconds"),
     )
+    verify_interval: float = _setting(
+        60.0,
+        "Seconds from one partition to the next of the keeper's own comparison of Redis with "
+        "Postgres, up to 86,400; 0 turns it off.",
+        _between(0, DAY, "seconds"),
+    )
     drain_timeout: float = _setting(
         20.0,
         "Seconds that calls in progress get to end when the service stops, 0 to 600.",

@@ -31,6 +31,7 @@ def print_status(status: operations_pb2.GetStatusResponse, console: Console) -> 
     lag = status.checkpoint_lag.ToTimedelta().total_seconds()
     console.print(f"partitions: {shown or 'none'}", highlight=False)
     console.print(f"not yet in Postgres: {dirty:,} keys, for {lag:.1f} s", highlight=False)
+    console.print(f"journal: {status.journal_depth:,} batches", highlight=False)
     console.print(f"durability: {status.durability}, version: {status.server_version}")
 
 

@@ -14,13 +14,22 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import structlog
 
-from tallyboard_server.errors import Overloaded, TallyboardError, shutting_down
+from tallyboard_server.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    TallyboardError,
+    Unavailable,
+    shutting_down,
+)
 
 _log = structlog.get_logger(__name__)
 _READ_TIMEOUT: Final = 2.0
 _READERS: Final = 4
 _SENDERS: Final = 4
 _CLOSE_TIMEOUT: Final = 2.0
+# Seconds until a subject is read again that a store could not tell of.
+_RETRY: Final = 0.5
+_PASSING: Final = frozenset({"REDIS_UNAVAILABLE", "PARTITION_UNAVAILABLE", "POSTGRES_UNAVAILABLE"})
 
 Item = TypeVar("Item")
 Subject = TypeVar("Subject", bound=tuple[Any, ...])
@@ -44,6 +53,8 @@ class WatchSource(ABC, Generic[Subject, State, Message]):
         self, subjects: Sequence[Subject], timeout: float
     ) -> Mapping[Subject, State | TallyboardError]:
         """The states of different subjects of one group now, or what ends their watches.
+
+        An error that will pass ends none: the subject is read again a little later.
 
         Args:
             timeout: seconds that a question to a store may take.
@@ -89,6 +100,13 @@ class Watcher(Generic[Subject, Message]):
         self.due = 0.0
         self.is_queued = False
         self.is_over = False
+
+
+def is_passing(error: TallyboardError) -> bool:
+    """Whether an error says no more than that a subject can't be read now."""
+    if isinstance(error, Unavailable):
+        return error.reason in _PASSING
+    return isinstance(error, DeadlineExceeded | Overloaded)
 
 
 class WatchHub:
@@ -259,12 +277,21 @@ class Watches(Generic[Subject, State, Message]):
             for subject, (topic, due) in job.items():
                 state = states[subject]
                 if isinstance(state, TallyboardError):
-                    self._end_topic(topic, state)
+                    if is_passing(state):
+                        self._put_off(due)
+                    else:
+                        self._end_topic(topic, state)
                 else:
                     self._pass_on(subject, topic, state, due)
         finally:
             for topic, _ in job.values():
                 topic.is_reading = False
+
+    @staticmethod
+    def _put_off(due: "list[Watcher[Any, Any]]") -> None:
+        """Reads again in a while: watches stay open, and silent, while a store is away."""
+        for watcher in due:
+            watcher.due = time.monotonic() + _RETRY
 
     def _states(self, subjects: list[Subject]) -> Mapping[Subject, State | TallyboardError]:
         try:

@@ -19,9 +19,11 @@ from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations
 from tallyboard_server.postgres.pool import open_pool
 from tallyboard_server.recovery.admission import RedisAdmission
+from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.recovery.journal import JournalWriter
-from tallyboard_server.recovery.service import make_durable
+from tallyboard_server.recovery.service import make_durable, rebuild_on_demand
 from tallyboard_server.recovery.standing import PartitionFollower
+from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
@@ -99,16 +101,20 @@ class Worker:
         own.callback(self._wide.close)
         hub = WatchHub(settings.max_watchers)
         own.callback(hub.close)
-        self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable)
-        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable)
+        reads = self._open_durable_reads()
+        self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable, reads)
+        self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable, reads)
         own.callback(self._leaderboards.close)
-        operations = Operations(redis, pool, fences, settings)
+        checkpointer = Checkpointer(redis, pool, settings.partitions)
+        verifier = Verifier(redis, pool, checkpointer, settings.partitions, self._clock)
+        rebuild = rebuild_on_demand(settings, checkpointer, pool, self._clock)
+        operations = Operations(redis, pool, fences, settings, verifier, rebuild)
         snapshots = Snapshots(
             pool,
             self._leaderboards.boards,
             Snapshotter(
                 pool,
-                Checkpointer(redis, pool, settings.partitions),
+                checkpointer,
                 settings.partitions,
                 self._clock,
                 settings.snapshot_retention,
@@ -133,6 +139,16 @@ class Worker:
         self._server = Server(servicers, stack, settings)
         self._server.start(settings.listen)
         return self
+
+    def _open_durable_reads(self) -> DurableReads:
+        """The way to Postgres for reads; what is written and journaled must not wait for them."""
+        pool = open_pool(
+            self._settings.postgres_url,
+            name="tallyboard reads",
+            wait=_SOON,
+            answer_timeout=_SOON,
+        )
+        return DurableReads(self._stack.enter_context(pool), complete=self._settings.journals_first)
 
     def _open_store(self, fences: Fences) -> RedisStore:
         """The way to Redis, and to the journal for what Redis does not take."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from tallyboard_server.embedded import EmbeddedRedis
-from tallyboard_server.redis.durability import durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.stores import control_client
 from tests.conftest import make_short_folder
+from tests.redis.admission import AdmitsAll
 
 PARTITIONS = 64
 
@@ -35,7 +35,7 @@ def store(own_redis: EmbeddedRedis) -> Iterator[RedisStore]:
     opened = RedisStore(
         own_redis.url,
         Fences({partition: f"life-{partition}" for partition in range(PARTITIONS)}),
-        durability("always", 1.0),
+        AdmitsAll("always"),
         timeout=1.0,
         max_pending=100_000,
         on_refused=lambda part, keys: part.done(),

@@ -2,7 +2,6 @@
 
 import random
 import threading
-from importlib import resources
 from typing import Any
 
 import psycopg
@@ -14,14 +13,11 @@ from tallyboard.v1.counters_pb2_grpc import CounterServiceStub
 from tallyboard_server.checkpointer import STEP, Checkpointer
 from tallyboard_server.postgres.pool import connect, open_pool
 from tallyboard_server.redis.keys import (
-    checkpoint_id_key,
-    dirty_key,
-    in_flight_key,
-    incarnation_key,
     window_keys,
     windows_key,
 )
 from tallyboard_server.redis.scores import parse_record
+from tests.checkpoints.scripts import take
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, MICROS, PARTITIONS, House, LiveBoard, at
 
@@ -63,19 +59,6 @@ def in_redis(board: LiveBoard) -> dict[tuple[str, str], tuple[float, int, bytes]
                     moment, score, metadata = parse_record(data, descending)
                     found[window.decode(), member.decode()] = (score, moment, metadata)
     return found
-
-
-def take(house: House, partition: int, limit: int = 5_000) -> Any:
-    """What checkpoint.lua answers, as a keeper that dies right after it."""
-    source = (resources.files("tallyboard_server.redis") / "lua" / "checkpoint.lua").read_text()
-    keys = [
-        dirty_key(partition),
-        in_flight_key(partition),
-        checkpoint_id_key(partition),
-        incarnation_key(partition),
-    ]
-    incarnation = house.redis.get(incarnation_key(partition))
-    return house.redis.eval(source, len(keys), *keys, "dead", limit, incarnation)
 
 
 def test_only_what_changed_is_copied(house: House, checkpointer: Checkpointer) -> None:
@@ -171,11 +154,11 @@ def test_what_a_dead_keeper_took_is_copied_by_the_next(
     board = house.new_board(windows="ALL_TIME DAILY")
     board.submit_all([("ann", 1), ("bob", 2), ("cat", 3)])
     (partition,) = board.partitions
-    take(house, partition)
+    take(house.redis, partition)
     board.submit("ann", 5)
     board.submit("dan", 6)
     board.remove("bob")
-    take(house, partition)
+    take(house.redis, partition)
     board.submit("eve", 7)
     assert checkpointer.checkpoint_all().entries == 8
     assert in_postgres(board) == in_redis(board)
@@ -189,7 +172,7 @@ def test_what_a_dead_keeper_took_in_part_is_copied_by_the_next(
     board.submit_all([(f"m{i}", i) for i in range(20)])
     (partition,) = board.partitions
     for limit in (3, 5, 2, 9):
-        take(house, partition, limit)
+        take(house.redis, partition, limit=limit)
     checkpointer.checkpoint_partition(partition, limit=4)
     assert in_postgres(board) == in_redis(board)
 
@@ -233,7 +216,7 @@ def test_counters_and_entries_share_partitions(house: House, checkpointer: Check
                 counters.Increment(IncrementRequest(counter=name, delta=i + 1), metadata=metadata)
     board.submit_all([(name, i) for i, name in enumerate(names)])
     for limit in (1, 2, 3):
-        take(house, partition, limit)
+        take(house.redis, partition, limit=limit)
     checkpointer.checkpoint_all()
     rows = house.rows(
         "SELECT counter, value FROM tallyboard.counters WHERE tenant = %s", board.tenant

@@ -10,9 +10,9 @@ from tallyboard_server.postgres.pool import connect
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import incarnation_key, segment_of, window_keys, windows_key
 from tallyboard_server.redis.scores import element_of, make_record
+from tests.checkpoints.scripts import take
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, House, LiveBoard, at, refusal
-from tests.leaderboards.test_entry_checkpoints import take
 
 opened, house = live.opened, live.house
 
@@ -52,7 +52,7 @@ def lived_in(house: House, gone: str, segments: int) -> list[LiveBoard]:
     for board in boards[:2]:
         fill(board, gone)
         for partition in board.partitions:
-            take(house, partition)
+            take(house.redis, partition)
         board.submit(gone, 2.5)
     return boards
 
@@ -66,7 +66,7 @@ def test_erase_leaves_nothing_in_any_key_or_table(house: House, gone: str, segme
     for board, better in zip(boards[:2], (10, -10), strict=True):
         board.submit(gone, better)
         for partition in board.partitions:
-            take(house, partition)
+            take(house.redis, partition)
         board.submit(gone, 2 * better)  # in flight, and changed again
     erased = boards[0].erase(gone)
     where = [place for place in house.found(gone) if stranger.key not in place]

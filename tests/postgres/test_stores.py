@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from redis import Redis
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.pool import connect
-from tallyboard_server.redis.keys import dirty_key, incarnation_key, shard_key, wide_key
+from tallyboard_server.redis.keys import (
+    dirty_key,
+    incarnation_key,
+    shard_key,
+    version_key,
+    wide_key,
+)
 from tallyboard_server.settings import Settings
 from tallyboard_server.startup import StartupError
 from tallyboard_server.stores import control_client, open_stores
@@ -75,7 +82,9 @@ def test_a_lost_partition_stays_closed(settings: Settings, redis: Redis, lost: s
 def test_a_lost_partition_is_named(settings: Settings, redis: Redis) -> None:
     open_stores(settings)
     redis.delete(incarnation_key(2))
-    assert "Partition 2 stays closed: Redis doesn't hold it" in open_stores(settings).problems[0]
+    assert open_stores(settings).problems == (
+        "Redis lost partition 2; the keeper rebuilds it from Postgres.",
+    )
 
 
 def test_a_foreign_partition_stays_closed(settings: Settings, redis: Redis) -> None:
@@ -83,6 +92,91 @@ def test_a_foreign_partition_stays_closed(settings: Settings, redis: Redis) -> N
     redis.set(incarnation_key(3), "foreign")
     opened = open_stores(settings)
     assert (opened.closed, 3 in opened.incarnations) == ([3], False)
+
+
+def test_a_foreign_partition_is_named(settings: Settings, redis: Redis) -> None:
+    open_stores(settings)
+    redis.set(incarnation_key(3), "foreign")
+    (problem,) = open_stores(settings).problems
+    assert problem.startswith("Partition 3 stays closed: Redis holds data that this Postgres never")
+
+
+def test_an_earlier_life_of_a_partition_is_lost(
+    settings: Settings, redis: Redis, database: str
+) -> None:
+    open_stores(settings)
+    with connect(database) as conn:
+        conn.execute("UPDATE tallyboard.partitions SET earlier = '{before}' WHERE partition = 3")
+    redis.set(incarnation_key(3), "before")
+    opened = open_stores(settings)
+    assert (opened.closed, opened.problems) == (
+        [3],
+        ("Redis lost partition 3; the keeper rebuilds it from Postgres.",),
+    )
+
+
+def test_a_partition_older_than_its_checkpoint_stays_closed(
+    settings: Settings, redis: Redis, database: str
+) -> None:
+    open_stores(settings)
+    with connect(database) as conn:
+        conn.execute("UPDATE tallyboard.partitions SET version = 5 WHERE partition = 3")
+    redis.set(version_key(3), 4)
+    assert open_stores(settings).closed == [3]
+
+
+def test_a_partition_that_is_journaled_for_stays_closed(settings: Settings, database: str) -> None:
+    open_stores(settings)
+    with connect(database) as conn:
+        conn.execute("UPDATE tallyboard.partitions SET state = 'JOURNALING' WHERE partition = 2")
+    opened = open_stores(settings)
+    assert (opened.closed, 2 in opened.incarnations) == ([2], False)
+
+
+@pytest.fixture
+def without_redis(settings: Settings) -> Settings:
+    """The same with a Redis that is not there."""
+    return replace(settings, redis_url="redis://127.0.0.1:1")
+
+
+def test_a_start_without_redis_goes_on_with_what_postgres_knows(
+    settings: Settings, without_redis: Settings
+) -> None:
+    before = open_stores(settings)
+    opened = open_stores(without_redis)
+    assert (opened.incarnations, opened.token_shards, opened.shard_rules, opened.closed) == (
+        before.incarnations,
+        before.token_shards,
+        before.shard_rules,
+        [],
+    )
+
+
+def test_a_start_without_redis_says_what_happens_to_writes(
+    settings: Settings, without_redis: Settings
+) -> None:
+    open_stores(settings)
+    (problem,) = open_stores(without_redis).problems
+    assert "Writes go to the journal" in problem
+
+
+def test_a_first_start_needs_redis(without_redis: Settings) -> None:
+    with pytest.raises(StartupError, match="Postgres holds no partitions yet"):
+        open_stores(without_redis)
+
+
+def test_a_start_that_may_not_journal_needs_redis(
+    settings: Settings, without_redis: Settings
+) -> None:
+    open_stores(settings)
+    with pytest.raises(StartupError, match="can't be used"):
+        open_stores(replace(without_redis, redis_outage="refuse"))
+
+
+def test_a_start_without_both_says_so(settings: Settings, without_redis: Settings) -> None:
+    open_stores(settings)
+    with pytest.raises(StartupError, match="can't be used either"):
+        open_stores(replace(without_redis, postgres_url=AWAY))
 
 
 def test_a_start_that_broke_off_before_redis_is_finished(

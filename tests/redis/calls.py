@@ -15,17 +15,20 @@ TENANT = "acme"
 
 
 class Caller:
-    """Calls scripts for one new partition, under link sequences of its own.
+    """Calls scripts for one partition, under link sequences of its own.
 
     Args:
         redis: where; the partition is made there.
         partition: one that nobody else uses; a random one by default.
+        incarnation: that of a partition that is there already.
     """
 
-    def __init__(self, redis: Redis, partition: int | None = None) -> None:
+    def __init__(
+        self, redis: Redis, partition: int | None = None, incarnation: str | None = None
+    ) -> None:
         self.redis = redis
         self.partition = uuid.uuid4().int >> 66 if partition is None else partition
-        self.incarnation = uuid.uuid4().hex
+        self.incarnation = incarnation or uuid.uuid4().hex
         self.link = uuid.uuid4().hex
         self._sequences = itertools.count(1)
         redis.set(keys.incarnation_key(self.partition), self.incarnation)
@@ -53,25 +56,59 @@ class Caller:
         *tokens: Token,
         sequence: int | None = None,
         incarnation: str | None = None,
+        row: int | None = None,
+        keeps_tokens: bool = False,
     ) -> list[Any]:
-        """The answer of a script behind the frame, under a new link sequence unless given."""
+        """The answer of a script behind the frame, under a new link sequence unless given.
+
+        Args:
+            row: its number in the journal.
+            keeps_tokens: whether tokens are part of checkpoints.
+        """
         names = [
             keys.incarnation_key(self.partition),
             keys.dirty_key(self.partition),
             keys.link_key(self.partition, self.link),
+            keys.journaled_key(self.partition),
             *(token.key for token in tokens),
             *operations,
         ]
         number = next(self._sequences) if sequence is None else sequence
         arguments: list[Any] = [incarnation or self.incarnation, number, LINK_RING, 600]
-        arguments.append(len(tokens))
+        arguments += ("" if row is None else row, "k" if keeps_tokens else "", len(tokens))
         for token in tokens:
-            arguments += (token.kind, token.sequence, token.ttl)
+            arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
         return self._run(script, names, [*arguments, *operations.values()])
 
-    def add(self, counter: str, delta: int, *tokens: Token, sequence: int | None = None) -> Any:
+    def add(
+        self,
+        counter: str,
+        delta: int,
+        *tokens: Token,
+        sequence: int | None = None,
+        row: int | None = None,
+        keeps_tokens: bool = False,
+    ) -> Any:
         """The answer to one addition."""
-        return self.call(scripts.ADD, {self.shard(counter): delta}, *tokens, sequence=sequence)
+        operations = {self.shard(counter): delta}
+        return self.call(
+            scripts.ADD,
+            operations,
+            *tokens,
+            sequence=sequence,
+            row=row,
+            keeps_tokens=keeps_tokens,
+        )
+
+    def dirty(self) -> set[str]:
+        """What the partition's next checkpoint has to copy."""
+        found: Any = self.redis.smembers(keys.dirty_key(self.partition))
+        return {key.decode() for key in found}
+
+    def journaled(self) -> set[int]:
+        """The rows of the journal that were applied and are in no checkpoint yet."""
+        found: Any = self.redis.smembers(keys.journaled_key(self.partition))
+        return {int(row) for row in found}
 
     def plain(self, script: scripts.Script, key: str, *arguments: Any) -> list[Any]:
         """The answer of FREEZE or WIDEN."""

@@ -9,18 +9,17 @@ from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.counters.writes import CounterWriter
 from tallyboard_server.errors import TallyboardError
-from tallyboard_server.redis.durability import durability
+from tallyboard_server.redis.durability import APPLIED
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, producer_key
 from tallyboard_server.redis.operations import Token
 from tallyboard_server.redis.store import RedisStore
+from tests.redis.admission import REDIS_TIMEOUT, AdmitsAll
 from tests.redis.node import RedisNode
 
 PARTITIONS: Final = 4
 SHARDS: Final = 3
 LIFE: Final = "model"
-#: The setting's default.
-REDIS_TIMEOUT: Final = 1.0
 
 
 def prepare(node: RedisNode) -> None:
@@ -37,13 +36,13 @@ class Counters:
         mode: its durability.
     """
 
-    def __init__(self, url: str, own_shard: int, mode: str = "applied") -> None:
+    def __init__(self, url: str, own_shard: int, mode: str = APPLIED) -> None:
         fences = Fences(dict.fromkeys(range(PARTITIONS), LIFE))
         self.sharding = sharding = Sharding(PARTITIONS, SHARDS, {}, [], SHARDS, own_shard)
         self.store = RedisStore(
             url,
             fences,
-            durability(mode, REDIS_TIMEOUT),
+            AdmitsAll(mode),
             timeout=REDIS_TIMEOUT,
             max_pending=10_000,
             on_refused=lambda part, names: self.wide.take_over(part, names),

@@ -31,7 +31,7 @@ def tenant() -> str:
 
 def _increment(counters: Counters, tenant: str, request_id: str = "") -> bool:
     soon = time.monotonic() + 5.0
-    return counters.writer.increment(tenant, "post:42", 5, request_id, soon)
+    return counters.writer.increment(tenant, "post:42", 5, request_id, soon).duplicate
 
 
 def _value(counters: Counters, tenant: str) -> int:

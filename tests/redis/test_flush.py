@@ -1,9 +1,9 @@
 """Flushes: what is sent adds up to what was asked for, and every operation ends exactly once."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import hiredis
@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 
 from tallyboard_server.errors import OutcomeUnknown, SequenceTooOld, TallyboardError, Unavailable
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import MAX_CALL_OPERATIONS, MAX_DELTA, LinkSequences
+from tallyboard_server.redis.calls import (
+    MAX_CALL_OPERATIONS,
+    MAX_DELTA,
+    CallToken,
+    LinkSequences,
+    Outcome,
+    ScriptCall,
+)
 from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.flush import MAX_CALLS, Flush
+from tallyboard_server.redis.flush import MAX_CALLS, Flush, call_for
 from tallyboard_server.redis.gets import MAX_MGET_KEYS
+from tallyboard_server.redis.link import CLOSED
 from tallyboard_server.redis.operations import Command, Operation, Part, Read, Token, Write
+from tallyboard_server.redis.store import fail
 
 _PARTITIONS = 3
 _CLOSED = 3
@@ -56,10 +65,13 @@ class Asked:
 
 
 class Sent(NamedTuple):
-    """A script call as Redis would get it."""
+    """A script call as Redis would get it; without a row in the journal, `row` is empty."""
 
     partition: int
+    link: str
     link_sequence: int
+    row: str
+    keeps_tokens: bool
     tokens: list[tuple[bytes, bytes]]
     operations: dict[str, int]
 
@@ -82,16 +94,19 @@ def calls_of(flush: Flush) -> list[Sent]:
             continue
         count = int(command[2])
         names, arguments = command[3 : 3 + count], command[3 + count :]
-        tokens = int(arguments[4])
+        tokens = int(arguments[6])
         calls.append(
             Sent(
                 int(names[0].split(b":")[1].split(b"}")[0]),
+                names[2].decode().rpartition(":")[2],
                 int(arguments[1]),
-                [(names[3 + i], arguments[6 + 3 * i]) for i in range(tokens)],
+                arguments[4].decode(),
+                arguments[5] == b"k",
+                [(names[4 + i], arguments[8 + 3 * i]) for i in range(tokens)],
                 {
                     key.decode(): int(delta)
                     for key, delta in zip(
-                        names[3 + tokens :], arguments[5 + 3 * tokens :], strict=True
+                        names[4 + tokens :], arguments[7 + 3 * tokens :], strict=True
                     )
                 },
             )
@@ -100,7 +115,7 @@ def calls_of(flush: Flush) -> list[Sent]:
 
 
 def flush_of(
-    operations: list[Operation],
+    operations: Sequence[Operation | ScriptCall],
     sequences: LinkSequences,
     durability: tuple[Any, ...] | None = None,
     durable: Callable[[Any], bool] = lambda reply: True,
@@ -162,7 +177,7 @@ def _verdict(data: st.DataObject, call: Sent) -> Any:
 @given(st.lists(_ASKED, max_size=12), st.randoms())
 def test_what_is_sent_adds_up_to_what_was_asked_for(asked: list[Asked], random: Any) -> None:
     random.shuffle(asked)
-    waiting: list[Operation] = [one.part for one in asked]
+    waiting: list[Operation | ScriptCall] = [one.part for one in asked]
     sequences, sent = LinkSequences("link"), []
     while waiting:
         flush = flush_of(waiting, sequences)
@@ -173,9 +188,12 @@ def test_what_is_sent_adds_up_to_what_was_asked_for(asked: list[Asked], random: 
 
 @given(st.lists(_ASKED, max_size=12), st.data())
 def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.DataObject) -> None:
-    """Whatever Redis answers, and however often parts are taken apart and sent again."""
-    waiting: list[Operation] = [one.part for one in asked]
-    sequences, counted = LinkSequences("link"), []
+    """Whatever Redis answers, and however often parts are taken apart and sent again.
+
+    What is stranded is journaled, and its row sent later.
+    """
+    waiting: list[Operation | ScriptCall] = [one.part for one in asked]
+    sequences, counted, rows = LinkSequences("link"), [], count(1)
     for attempt in range(8):
         if not waiting:
             break
@@ -191,7 +209,9 @@ def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.Data
         outcome = flush.settle(replies)
         for part, _ in outcome.refused:
             part.done(Unavailable("refused"))
-        waiting = flush.deferred + outcome.again
+        for call in outcome.stranded:
+            call.row = call.row or next(rows)
+        waiting = [*flush.deferred, *outcome.again, *outcome.stranded]
     told = [(one.partition, one.operations) for one in asked if one.applied]
     assert _sum(counted) == _sum(told) or waiting
 
@@ -202,7 +222,8 @@ def test_every_part_ends_once_or_has_to_go_again(asked: list[Asked], data: st.Da
     outcome = flush.settle([_verdict(data, call) for call in calls_of(flush)])
     ended = [one.part for one in asked for _ in range(one.ended)]
     refused = [part for part, _ in outcome.refused]
-    accounted = [id(p) for p in (*ended, *refused, *outcome.again, *flush.deferred)]
+    stranded = [part for call in outcome.stranded for part in call.parts]
+    accounted = [id(p) for p in (*ended, *refused, *stranded, *outcome.again, *flush.deferred)]
     assert sorted(accounted) == sorted(id(one.part) for one in asked)
 
 
@@ -229,7 +250,7 @@ def test_planning_leaves_what_callers_asked_for_alone(asked: list[Asked]) -> Non
 @given(st.lists(_ASKED, max_size=12))
 def test_a_link_sequence_is_never_used_twice(asked: list[Asked]) -> None:
     sequences, used = LinkSequences("link"), []
-    waiting: list[Operation] = [one.part for one in asked]
+    waiting: list[Operation | ScriptCall] = [one.part for one in asked]
     while waiting:
         flush = flush_of(waiting, sequences)
         used += [(call.partition, call.link_sequence) for call in calls_of(flush)]
@@ -274,10 +295,24 @@ def test_a_repeat_of_what_was_out_of_range_says_so_again() -> None:
     assert asked.write.out_of_range == ["k"]
 
 
-def test_a_part_of_a_closed_partition_fails() -> None:
+def test_a_part_of_a_closed_partition_is_stranded() -> None:
     asked = Asked(_CLOSED, {"k": 1})
-    flush_of([asked.part], LinkSequences("link"))
-    assert isinstance(asked.write.error, Unavailable)
+    flush = flush_of([asked.part], LinkSequences("link"))
+    assert (flush.stranded, flush.count, asked.ended) == ([asked.part], 0, 0)
+
+
+def test_a_part_of_a_closed_partition_that_nobody_keeps_fails() -> None:
+    asked = Asked(_CLOSED, {"k": 1})
+    fail(asked.part, CLOSED)
+    error = asked.write.error
+    assert isinstance(error, Unavailable)
+    assert error.reason == "PARTITION_UNAVAILABLE"
+
+
+def test_a_journaled_call_of_a_closed_partition_is_stranded() -> None:
+    call = journaled(Asked(_CLOSED, {"k": 1}))
+    flush = flush_of([call], LinkSequences("link"))
+    assert (flush.stranded, flush.count) == ([call], 0)
 
 
 def test_an_abandoned_write_is_not_sent() -> None:
@@ -294,10 +329,7 @@ def test_an_abandoned_write_is_not_sent() -> None:
         ([b"seen", 1, b""], _token(), type(None)),
         ([b"old", 1], _token(), SequenceTooOld),
         ([b"old", 0], None, OutcomeUnknown),
-        ([b"fenced", b"x"], None, Unavailable),
-        (hiredis.ReplyError("OOM command not allowed"), None, Unavailable),
-        (hiredis.ReplyError("READONLY You can't write"), _token(), Unavailable),
-        (hiredis.ReplyError("MISCONF no disk"), None, Unavailable),
+        (hiredis.ReplyError("ERR something else"), None, Unavailable),
     ],
 )
 def test_what_a_reply_means(
@@ -308,6 +340,45 @@ def test_what_a_reply_means(
     assert type(asked.write.error) is error
 
 
+_NOT_TAKEN = [
+    [b"fenced", b"x"],
+    hiredis.ReplyError("OOM command not allowed"),
+    hiredis.ReplyError("READONLY You can't write"),
+    hiredis.ReplyError("MISCONF no disk"),
+    hiredis.ReplyError("NOREPLICAS Not enough good replicas to write."),
+]
+
+
+@pytest.mark.parametrize("reply", _NOT_TAKEN, ids=str)
+def test_what_redis_does_not_take_is_stranded(reply: Any) -> None:
+    """It goes to the journal as the call that it was, and its caller waits."""
+    asked = Asked(0, {"k": 1})
+    outcome = flush_of([asked.part], LinkSequences("link")).settle([reply])
+    (call,) = outcome.stranded
+    assert (call.parts, call.token, asked.ended) == ([asked.part], ("link", 1), 0)
+
+
+@pytest.mark.parametrize("token", [None, _token()], ids=["without a token", "with a token"])
+@pytest.mark.parametrize("reply", _NOT_TAKEN, ids=str)
+def test_what_redis_did_not_take_was_not_applied(reply: Any, token: Token | None) -> None:
+    """So its caller may send it again, if it can't be kept elsewhere."""
+    asked = Asked(0, {"k": 1}, token)
+    outcome = flush_of([asked.part], LinkSequences("link")).settle([reply])
+    fail(outcome.stranded[0], "Redis said no")
+    assert type(asked.write.error) is Unavailable
+
+
+def test_a_fenced_partition_is_named_with_what_was_expected() -> None:
+    outcome = flush_of([Asked(0, {"k": 1}).part], LinkSequences("link")).settle([[b"fenced", b"x"]])
+    assert (outcome.fenced, outcome.away) == ({0: "life-0"}, "")
+
+
+@pytest.mark.parametrize("reply", _NOT_TAKEN[1:], ids=str)
+def test_a_redis_that_takes_no_writes_is_away(reply: Any) -> None:
+    outcome = flush_of([Asked(0, {"k": 1}).part], LinkSequences("link")).settle([reply])
+    assert outcome.away == str(reply)
+
+
 @pytest.mark.parametrize("reply", ["NOSCRIPT x", "LOADING x", "BUSY x", "TRYAGAIN", "MASTERDOWN"])
 def test_what_was_not_run_is_sent_again(reply: str) -> None:
     asked = Asked(0, {"k": 1})
@@ -315,14 +386,26 @@ def test_what_was_not_run_is_sent_again(reply: str) -> None:
     assert outcome.again == [asked.part]
 
 
+def test_what_did_not_become_durable_is_stranded_under_its_token() -> None:
+    asked = Asked(0, {"k": 1})
+    outcome = settled_too_soon(asked)
+    (call,) = outcome.stranded
+    assert (call.parts, call.token, asked.ended) == ([asked.part], ("link", 1), 0)
+
+
 @pytest.mark.parametrize(("token", "error"), [(None, OutcomeUnknown), (_token(), Unavailable)])
-def test_what_did_not_become_durable_is_not_acknowledged(
+def test_what_did_not_become_durable_and_is_not_kept_is_not_acknowledged(
     token: Token | None, error: type[TallyboardError]
 ) -> None:
     asked = Asked(0, {"k": 1}, token)
-    flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
-    flush.settle([[b"ok"], [0, 0]])
+    fail(settled_too_soon(asked).stranded[0], "not durable")
     assert type(asked.write.error) is error
+
+
+def settled_too_soon(asked: Asked) -> Outcome:
+    """What is left of a flush that was applied and is not on disk."""
+    flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
+    return flush.settle([[b"ok"], [0, 0]])
 
 
 def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
@@ -330,6 +413,76 @@ def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
     flush = flush_of([asked.part], LinkSequences("link"), _WAITAOF, lambda reply: False)
     flush.settle([[b"seen", 1, b""], [0, 0]])
     assert isinstance(asked.write.error, Unavailable)
+
+
+def journaled(*asked: Asked) -> ScriptCall:
+    """One call that carries these, as row 7 of the journal under a token of its own."""
+    call = call_for(asked[0].part)
+    for one in asked[1:]:
+        assert call.takes(one.part)
+    call.token, call.row = CallToken("journal", 5), 7
+    return call
+
+
+def sent_as(call: Sent) -> tuple[str, int, str]:
+    """What makes it recognisable."""
+    return call.link, call.link_sequence, call.row
+
+
+def test_a_journaled_call_goes_under_its_own_token_and_row() -> None:
+    flush = flush_of([journaled(Asked(0, {"k": 1}))], LinkSequences("link"))
+    assert [sent_as(call) for call in calls_of(flush)] == [("journal", 5, "7")]
+
+
+def test_what_is_not_in_the_journal_has_no_row() -> None:
+    flush = flush_of([Asked(0, {"k": 1}).part], LinkSequences("link"))
+    assert [sent_as(call) for call in calls_of(flush)] == [("link", 1, "")]
+
+
+def test_a_journaled_call_takes_on_nothing_else() -> None:
+    row, other = journaled(Asked(0, {"k": 1})), Asked(0, {"k": 5})
+    flush = flush_of([row, other.part], LinkSequences("link"))
+    assert [call.operations for call in calls_of(flush)] == [{"k": 1}, {"k": 5}]
+
+
+def test_more_journaled_calls_than_a_flush_holds_wait_for_the_next_one() -> None:
+    calls = [journaled(Asked(0, {"k": 1})) for _ in range(MAX_CALLS + 3)]
+    flush = flush_of(calls, LinkSequences("link"))
+    assert flush.deferred == calls[MAX_CALLS:]
+
+
+@pytest.mark.parametrize(
+    ("reply", "left"),
+    [
+        (hiredis.ReplyError("NOSCRIPT x"), {"a": 1, "b": 2}),
+        (hiredis.ReplyError("LOADING x"), {"a": 1, "b": 2}),
+        ([b"seen", 1, b""], {"b": 2}),
+        ([b"refused", 2], {"a": 1}),
+    ],
+    ids=["no script", "loading", "seen", "refused"],
+)
+def test_what_is_left_of_a_journaled_call_goes_again_under_its_row(
+    reply: Any, left: dict[str, int]
+) -> None:
+    call = journaled(Asked(0, {"a": 1}, _token(1)), Asked(0, {"b": 2}, _token(2)))
+    again = flush_of([call], LinkSequences("link")).settle([reply]).again
+    found = calls_of(flush_of(again, LinkSequences("link")))
+    assert [(sent_as(call), call.operations) for call in found] == [(("journal", 5, "7"), left)]
+
+
+def test_a_journaled_call_of_repeats_only_is_still_noted() -> None:
+    """Otherwise its row would stay in the journal."""
+    call = journaled(Asked(0, {"a": 1}, _token(1)))
+    again = flush_of([call], LinkSequences("link")).settle([[b"seen", 1, b""]]).again
+    found = calls_of(flush_of(again, LinkSequences("link")))
+    assert [(sent_as(call), call.operations) for call in found] == [(("journal", 5, "7"), {})]
+
+
+@pytest.mark.parametrize("keeps_tokens", [False, True])
+def test_says_whether_tokens_are_part_of_checkpoints(keeps_tokens: bool) -> None:
+    part = Asked(0, {"k": 1}, _token()).part
+    flush = Flush([part], _FENCES, LinkSequences("link"), keeps_tokens=keeps_tokens)
+    assert [call.keeps_tokens for call in calls_of(flush)] == [keeps_tokens]
 
 
 @given(st.lists(st.integers(1, MAX_MGET_KEYS), min_size=1, max_size=4))

@@ -81,9 +81,9 @@ class AgainstDictionary(RuleBasedStateMachine):
     def increment(self, at: int, name: str, delta: int) -> None:
         counted = self._fits(name, delta)
         try:
-            duplicate = self.workers[at].writer.increment(self.tenant, name, delta, "", _soon())
+            result = self.workers[at].writer.increment(self.tenant, name, delta, "", _soon())
             assert counted
-            assert not duplicate
+            assert (result.duplicate, result.journaled) == (False, False)
         except OutOfRange:
             assert not counted
 
@@ -173,7 +173,8 @@ class AgainstDictionary(RuleBasedStateMachine):
         writer = self.workers[at].writer
         (name, delta), *_ = request.deltas
         if request.verb == "add":
-            return writer.increment(self.tenant, name, delta, request.request_id, _soon())
+            result = writer.increment(self.tenant, name, delta, request.request_id, _soon())
+            return result.duplicate
         if request.verb == "batch":
             deltas = dict(request.deltas)
             return writer.batch(self.tenant, deltas, request.request_id, _soon()).duplicate

@@ -197,6 +197,135 @@ def test_clearing_a_shard(
     assert caller.value("post:42") == after
 
 
+_KNOWN = ["link", "row", "link and row"]
+
+
+def _apply_before(caller: Caller, known: str) -> None:
+    """Applies call 7, row 9 of the journal, and leaves that known of it."""
+    caller.add("post:42", 5, sequence=7, row=None if known == "link" else 9)
+    if known == "row":
+        caller.redis.delete(keys.link_key(caller.partition, caller.link))
+
+
+@pytest.mark.parametrize("known", _KNOWN)
+def test_a_row_of_the_journal_counts_once(caller: Caller, known: str) -> None:
+    _apply_before(caller, known)
+    assert (caller.add("post:42", 5, sequence=7, row=9), caller.value("post:42")) == ([b"ok"], b"5")
+
+
+@pytest.mark.parametrize("known", _KNOWN)
+def test_a_row_that_was_applied_is_noted(caller: Caller, known: str) -> None:
+    """Also one that was applied before it was journaled: the next checkpoint has its effect."""
+    _apply_before(caller, known)
+    caller.add("post:42", 5, sequence=7, row=9)
+    assert caller.journaled() == {9}
+
+
+def test_a_row_is_noted_with_its_effect(caller: Caller) -> None:
+    caller.add("post:42", 5, row=9)
+    assert (caller.journaled(), caller.value("post:42")) == ({9}, b"5")
+
+
+def test_what_is_no_row_notes_nothing(caller: Caller) -> None:
+    caller.add("post:42", 5)
+    assert caller.journaled() == set()
+
+
+def test_two_rows_count_twice(caller: Caller) -> None:
+    caller.add("post:42", 5, row=9)
+    caller.add("post:42", 5, row=10)
+    assert (caller.journaled(), caller.value("post:42")) == ({9, 10}, b"10")
+
+
+def test_a_row_that_is_known_counts_once_under_another_link(caller: Caller) -> None:
+    caller.add("post:42", 5, row=9)
+    caller.link = "another"
+    caller.add("post:42", 5, row=9)
+    assert caller.value("post:42") == b"5"
+
+
+def test_a_row_that_is_known_is_ok_however_old_its_link_is(caller: Caller) -> None:
+    caller.add("post:42", 5, sequence=1, row=9)
+    caller.add("post:42", 1, sequence=1 + LINK_RING)
+    assert (caller.add("post:42", 5, sequence=1, row=9), caller.value("post:42")) == ([b"ok"], b"6")
+
+
+def test_a_row_whose_link_is_too_old_is_not_noted(caller: Caller) -> None:
+    caller.add("post:42", 1, sequence=1 + LINK_RING)
+    answer = caller.add("post:42", 5, sequence=1, row=9)
+    assert (answer, caller.journaled()) == ([b"old", 0], set())
+
+
+def test_a_row_of_a_repeated_token_is_not_noted(caller: Caller) -> None:
+    """What else it carries was not applied."""
+    caller.add("post:42", 5, caller.request())
+    answer = caller.add("post:43", 5, caller.request(), row=9)
+    assert (answer[0], caller.journaled()) == (b"seen", set())
+
+
+def test_a_row_that_is_refused_is_not_noted(caller: Caller) -> None:
+    caller.plain(scripts.FREEZE, caller.shard("frozen"))
+    answer = caller.add("frozen", 5, row=9)
+    assert (answer[0], caller.journaled()) == (b"refused", set())
+
+
+def test_a_row_of_another_incarnation_is_not_noted(caller: Caller) -> None:
+    caller.call(scripts.ADD, {caller.shard("post:42"): 5}, incarnation="other", row=9)
+    assert caller.journaled() == set()
+
+
+def test_a_row_of_nothing_is_noted(caller: Caller) -> None:
+    """All that it held had been counted before."""
+    caller.call(scripts.ADD, {}, row=9)
+    assert caller.journaled() == {9}
+
+
+def test_a_row_that_is_known_remembers_no_tokens(caller: Caller) -> None:
+    caller.add("post:42", 5, row=9)
+    caller.add("post:42", 5, caller.request(), row=9)
+    assert caller.add("post:43", 5, caller.request()) == [b"ok"]
+
+
+def test_a_row_of_a_wide_counter_counts_once(caller: Caller) -> None:
+    caller.plain(scripts.WIDEN, caller.wide("post:42"), 7)
+    for _ in range(3):
+        caller.call(scripts.ADD_WIDE, {caller.wide("post:42"): 1}, row=9)
+    assert (caller.redis.get(caller.wide("post:42")), caller.journaled()) == (b"8", {9})
+
+
+@pytest.mark.parametrize("kind", ["producer", "request"])
+@pytest.mark.parametrize("keeps_tokens", [False, True])
+def test_tokens_are_dirty_only_if_they_are_part_of_checkpoints(
+    caller: Caller, kind: str, keeps_tokens: bool
+) -> None:
+    token = caller.producer(3) if kind == "producer" else caller.request()
+    caller.add("post:42", 5, token, keeps_tokens=keeps_tokens)
+    expected = {caller.shard("post:42")} | ({token.key} if keeps_tokens else set())
+    assert caller.dirty() == expected
+
+
+def test_links_are_not_part_of_checkpoints(caller: Caller) -> None:
+    caller.add("post:42", 5, row=9, keeps_tokens=True)
+    assert caller.dirty() == {caller.shard("post:42")}
+
+
+@pytest.mark.parametrize("keeps_tokens", [False, True])
+def test_a_token_of_what_was_refused_is_part_of_checkpoints_too(
+    caller: Caller, keeps_tokens: bool
+) -> None:
+    key, token = caller.wide("post:42"), caller.request()
+    caller.plain(scripts.WIDEN, key, (1 << 63) - 1)
+    caller.call(scripts.ADD_WIDE, {key: 1}, token, keeps_tokens=keeps_tokens)
+    assert (token.key in caller.dirty()) is keeps_tokens
+
+
+def test_a_refused_call_makes_no_token_dirty(caller: Caller) -> None:
+    caller.plain(scripts.FREEZE, caller.shard("frozen"))
+    before = caller.dirty()
+    caller.add("frozen", 1, caller.request(), keeps_tokens=True)
+    assert caller.dirty() == before
+
+
 def test_clearing_tells_how_many_were_there(caller: Caller) -> None:
     caller.add("post:42", 5)
     operations = {caller.shard("post:42"): "delete", caller.shard("post:43"): "delete"}

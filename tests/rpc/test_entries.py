@@ -23,6 +23,7 @@ from tallyboard_server.leaderboards.model import (
     WindowStanding,
     WindowState,
 )
+from tallyboard_server.leaderboards.writes import SubmitResult
 from tallyboard_server.rpc import entries, scores
 
 ANN = Entry(rank=2, member="ann", score=-1.5, metadata=b"\x00", updated_at=-1)
@@ -115,7 +116,7 @@ def test_results_are_sent_with_what_is_known() -> None:
         WindowResult(month, None, 0.0, True),
         WindowResult(month, 1.0, 2.0, False, previous_rank=3, rank=4),
     ]
-    assert scores.submit_response(results, True) == pb.SubmitScoreResponse(
+    assert scores.submit_response(SubmitResult(results, True)) == pb.SubmitScoreResponse(
         results=[
             {"window": "2026-11", "kind": pb.WINDOW_KIND_MONTHLY, "score": 0.0, "improved": True},
             {
@@ -128,6 +129,14 @@ def test_results_are_sent_with_what_is_known() -> None:
             },
         ],
         duplicate=True,
+    )
+
+
+def test_what_was_journaled_is_sent_as_such() -> None:
+    month = Window("2026-11", WindowKind.MONTHLY, 0, 1)
+    submitted = SubmitResult([WindowResult(month, None, None, False)], False, journaled=True)
+    assert scores.submit_response(submitted) == pb.SubmitScoreResponse(
+        results=[{"window": "2026-11", "kind": pb.WINDOW_KIND_MONTHLY}], journaled=True
     )
 
 

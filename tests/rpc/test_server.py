@@ -22,6 +22,8 @@ BUILT = {
         "ListSnapshots",
         "GetSnapshot",
         "TakeSnapshots",
+        "Verify",
+        "ListTenants",
     },
 }
 

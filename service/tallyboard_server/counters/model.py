@@ -15,6 +15,17 @@ class Source(Enum):
     DURABLE = "SOURCE_DURABLE"
 
 
+class Fallback(Enum):
+    """Whether Postgres may answer a read where Redis can't: what it has may be older.
+
+    NEVER; FRESH: if it is as fresh as was asked for; ANY_AGE: always, for the caller did not say.
+    """
+
+    NEVER = "NEVER"
+    FRESH = "FRESH"
+    ANY_AGE = "ANY_AGE"
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """A counter's total at a moment.

@@ -4,28 +4,18 @@ A miss is loaded once, however many callers wait for it. Redis holds an aggregat
 that is read, so that a second worker does not add up the shards again.
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from tallyboard_server.counters.model import Count, Source
+from tallyboard_server.counters.durable import DurableCounts
+from tallyboard_server.counters.loads import Name, SharedLoads
+from tallyboard_server.counters.model import Count, Fallback, Source
 from tallyboard_server.counters.sharding import Sharding
-from tallyboard_server.errors import DeadlineExceeded, TallyboardError
+from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
 from tallyboard_server.redis.keys import aggregate_key, wide_key
 from tallyboard_server.redis.store import RedisStore
-
-_Name = tuple[str, str]
-
-
-@dataclass
-class _Load:
-    """One load under way: `done` is set when `count` or `error` is there."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    count: Count | None = None
-    error: TallyboardError | None = None
 
 
 class CountReader:
@@ -34,18 +24,26 @@ class CountReader:
     Args:
         ttl: seconds that a shared aggregate lives in Redis.
         max_entries: counts kept in memory; the oldest go first.
+        durable: reads counts from Postgres where Redis can't be read.
     """
 
     def __init__(
-        self, store: RedisStore, sharding: Sharding, *, ttl: float, max_entries: int
+        self,
+        store: RedisStore,
+        sharding: Sharding,
+        *,
+        ttl: float,
+        max_entries: int,
+        durable: DurableCounts | None = None,
     ) -> None:
         self._store = store
         self._sharding = sharding
         self._ttl_ms = max(1, int(ttl * 1000))
         self._max_entries = max_entries
-        self._cache: dict[_Name, Count] = {}  # read without the lock, changed under it
-        self._loads: dict[_Name, _Load] = {}
-        self._lock = threading.Lock()  # guards _cache's changes and _loads
+        self._durable = durable
+        # Read without a lock, changed under that of the loads.
+        self._cache: dict[Name, Count] = {}
+        self._loads = SharedLoads(self._keep)
 
     def cached(self, tenant: str, counter: str, max_staleness: float) -> Count | None:
         """The count in memory, if it is fresh enough."""
@@ -55,24 +53,53 @@ class CountReader:
         return None
 
     def get(
-        self, tenant: str, counters: Sequence[str], max_staleness: float, deadline: float
+        self,
+        tenant: str,
+        counters: Sequence[str],
+        max_staleness: float | None,
+        deadline: float,
+        fallback: Fallback = Fallback.NEVER,
     ) -> list[Count]:
-        """Counts that are at most `max_staleness` seconds old, in the order of the names.
+        """Counts that are fresh enough, in the order of the names.
+
+        Args:
+            max_staleness: seconds that they may be old; None asks Redis now.
+            fallback: whether Postgres may answer where Redis can't.
 
         Raises:
             TallyboardError: Redis is away, or the deadline passed.
         """
         found: dict[str, Count] = {}
-        missing = []
-        for counter in counters:
-            count = self.cached(tenant, counter, max_staleness)
-            if count is None:
-                missing.append(counter)
-            else:
-                found[counter] = count
+        missing = list(dict.fromkeys(counters))
+        if max_staleness is not None:
+            for counter in counters:
+                count = self.cached(tenant, counter, max_staleness)
+                if count is not None:
+                    found[counter] = count
+            missing = [counter for counter in missing if counter not in found]
         if missing:
-            found |= self._load(tenant, list(dict.fromkeys(missing)), max_staleness, deadline)
+            found |= self._get(tenant, missing, max_staleness, deadline, fallback)
         return [found[counter] for counter in counters]
+
+    def _get(
+        self,
+        tenant: str,
+        missing: list[str],
+        max_staleness: float | None,
+        deadline: float,
+        fallback: Fallback,
+    ) -> dict[str, Count]:
+        durable, until = self._durable, deadline
+        if durable is not None:
+            until = durable.reads.live_deadline(fallback, max_staleness, deadline)
+        try:
+            if max_staleness is None:
+                return {count.counter: count for count in self.exact(tenant, missing, until)}
+            return self._load(tenant, missing, max_staleness, until)
+        except (Unavailable, DeadlineExceeded) as error:
+            if durable is None:
+                raise
+            return durable.instead(error, tenant, missing, max_staleness, fallback, deadline)
 
     def exact(self, tenant: str, counters: Sequence[str], deadline: float) -> list[Count]:
         """Counts as Redis has them now, in the order of the names."""
@@ -106,58 +133,24 @@ class CountReader:
                 totals[counter] = replace(counts[counter], value=int(value), exists=True)
         return totals
 
-    def _load(
-        self, tenant: str, counters: list[str], max_staleness: float, deadline: float
-    ) -> dict[str, Count]:
-        mine: dict[str, _Load] = {}
-        others: dict[str, _Load] = {}
-        with self._lock:
-            for counter in counters:
-                load = self._loads.get((tenant, counter))
-                if load is None:
-                    mine[counter] = self._loads[tenant, counter] = _Load()
-                else:
-                    others[counter] = load
-        oldest = time.time() - max_staleness
-        counts = self._load_mine(tenant, mine, max_staleness, deadline) if mine else {}
-        for counter, load in others.items():
-            if not load.done.wait(max(0.0, deadline - time.monotonic())):
-                raise DeadlineExceeded("the count was not loaded before the deadline of the call")
-            if load.count is not None and load.count.as_of >= oldest:
-                counts[counter] = load.count
-            elif load.count is None and not isinstance(load.error, DeadlineExceeded):
-                raise load.error or TallyboardError("a load ended without a count")
-        # Others asked for less, or had less time.
-        left = [counter for counter in counters if counter not in counts]
-        return counts | self._fetch(tenant, left, max_staleness, deadline) if left else counts
-
-    def _load_mine(
-        self, tenant: str, loads: dict[str, _Load], max_staleness: float, deadline: float
-    ) -> dict[str, Count]:
-        counts: dict[str, Count] = {}
-        error: TallyboardError | None = None
-        try:
-            counts = self._fetch(tenant, list(loads), max_staleness, deadline)
-            return counts
-        except TallyboardError as caught:
-            error = caught
-            raise
-        finally:
-            with self._lock:
-                for counter in loads:
-                    del self._loads[tenant, counter]
-                    if counter in counts:
-                        self._keep(tenant, counts[counter])
-            for counter, load in loads.items():
-                load.count, load.error = counts.get(counter), error
-                load.done.set()
-
     def _keep(self, tenant: str, count: Count) -> None:
         cache = self._cache
         cache.pop((tenant, count.counter), None)
         while len(cache) >= self._max_entries:
             del cache[next(iter(cache))]
         cache[tenant, count.counter] = count
+
+    def _load(
+        self, tenant: str, counters: list[str], max_staleness: float, deadline: float
+    ) -> dict[str, Count]:
+        oldest = time.time() - max_staleness
+        return self._loads.load(
+            tenant,
+            counters,
+            deadline,
+            lambda names: self._fetch(tenant, names, max_staleness, deadline),
+            lambda count: count.as_of >= oldest,
+        )
 
     def _fetch(
         self, tenant: str, counters: list[str], max_staleness: float, deadline: float

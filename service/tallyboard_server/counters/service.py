@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from psycopg_pool import ConnectionPool
 
+from tallyboard_server.counters.durable import DurableCounts
 from tallyboard_server.counters.reads import CountReader
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
@@ -15,6 +16,7 @@ from tallyboard_server.counters.writes import CounterWriter
 from tallyboard_server.errors import shutting_down
 from tallyboard_server.postgres.counters import CounterPage, list_counters
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
 from tallyboard_server.watching import WatchHub
@@ -26,6 +28,7 @@ class Counters:
     Args:
         hub: serves watches, shared with other services of the worker.
         make_durable: copies partitions to Postgres, before what is not journaled is acknowledged.
+        durable_reads: reads from Postgres while Redis is away; None: such reads fail.
 
     Attributes:
         writer, reader, hub: the parts that the RPC layer calls.
@@ -40,12 +43,15 @@ class Counters:
         settings: Settings,
         hub: WatchHub,
         make_durable: Callable[[Iterable[int]], None] | None = None,
+        durable_reads: DurableReads | None = None,
     ) -> None:
         requests = RequestIds(store, sharding.partitions, int(settings.request_id_ttl))
         self.writer = CounterWriter(store, sharding, wide, requests, make_durable)
-        self.reader = CountReader(
-            store, sharding, ttl=settings.cache_ttl, max_entries=settings.cache_entries
-        )
+        ttl, most = settings.cache_ttl, settings.cache_entries
+        durable = None
+        if durable_reads is not None:
+            durable = DurableCounts(durable_reads, sharding, ttl=ttl, max_entries=most)
+        self.reader = CountReader(store, sharding, ttl=ttl, max_entries=most, durable=durable)
         self._watch_hub = hub
         self.hub = self._watch_hub.of(CountSource(self.reader))
         self._patience = settings.call_timeout

@@ -1,7 +1,5 @@
 """Bringing back a window that only Postgres has: somebody wants to write to it."""
 
-import math
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,20 +8,13 @@ from typing import Any, Final
 from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import DeadlineExceeded
-from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window, WindowState
+from tallyboard_server.leaderboards.loads import Command, Values, WindowLoad
+from tallyboard_server.leaderboards.model import Leaderboard, Window, WindowState
 from tallyboard_server.postgres.checkpoints import lock_partition
 from tallyboard_server.postgres.entries import StoredEntry, entry_page, find_window
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
-from tallyboard_server.redis import scripts
 from tallyboard_server.redis.fences import closed
-from tallyboard_server.redis.keys import (
-    incarnation_key,
-    segment_of,
-    segment_partition,
-    window_keys,
-    windows_key,
-)
-from tallyboard_server.redis.scores import element_of, make_record
+from tallyboard_server.redis.keys import segment_of, segment_partition, window_keys
 from tallyboard_server.redis.store import RedisStore
 
 _PAGE: Final = 2_000
@@ -99,60 +90,39 @@ class _Load:
         deadline: float,
     ) -> None:
         self._store = store
-        self._board = board
-        self._window = window.window
-        self._places = places
-        self._is_open = is_open
+        self._loads = [WindowLoad(board, window.window, place, is_open) for place in places]
+        self._seconds = 0 if is_open else _TTL
         self._deadline = deadline
-        self._sums: defaultdict[int, list[float]] = defaultdict(list)
 
     def begin(self) -> None:
         """Clears away what a load that was cut short has left."""
-        for segment in range(len(self._places)):
-            self._step(segment, [], "first")
+        for load in self._loads:
+            self._send(load, load.first(self._incarnation(load)))
 
     def add(self, entries: Sequence[StoredEntry]) -> None:
         """Loads some entries."""
         if time.monotonic() > self._deadline:
             raise DeadlineExceeded("the archived window was not loaded in time; try again")
-        groups: defaultdict[int, list[StoredEntry]] = defaultdict(list)
+        groups: defaultdict[int, list[Values]] = defaultdict(list)
         for entry in entries:
-            groups[segment_of(entry.member, len(self._places))].append(entry)
+            values = (entry.member, entry.score, entry.updated_at, entry.metadata)
+            groups[segment_of(entry.member, len(self._loads))].append(values)
         for segment, mine in groups.items():
-            self._sums[segment] += [math.ldexp(entry.score, -32) for entry in mine]
-            self._step(segment, mine, "more")
+            load = self._loads[segment]
+            self._send(load, load.more(self._incarnation(load), mine))
 
     def finish(self) -> None:
         """Makes it a window again."""
-        state = b"o" if self._is_open else b"c"
-        for segment in range(len(self._places)):
-            total = math.fsum(self._sums[segment])
-            self._step(segment, [], state + struct.pack(">dd", total, 0.0))
+        for load in self._loads:
+            self._send(load, load.last(self._incarnation(load), self._seconds))
 
-    def _step(self, segment: int, entries: Sequence[StoredEntry], what: bytes | str) -> None:
-        board, partition = self._board, self._places[segment]
-        incarnation = self._store.fences.expected(partition)
+    def _incarnation(self, load: WindowLoad) -> str:
+        incarnation = self._store.fences.expected(load.partition)
         if incarnation is None:
-            raise closed(partition)
-        keys = window_keys(partition, board.board_key, self._window)
-        earliest = board.tie_break is TieBreak.EARLIEST
-        descending = board.is_descending
-        seconds = 0 if self._is_open else _TTL
-        arguments: list[Any] = [incarnation, self._window, seconds, what]
-        for entry in entries:
-            at = entry.updated_at
-            arguments += (
-                element_of(entry.member, at, descending=descending, earliest=earliest),
-                entry.member,
-                make_record(at, entry.score, entry.metadata, descending),
-            )
-        named = (
-            incarnation_key(partition),
-            keys.ranking,
-            keys.entries,
-            windows_key(partition, board.board_key),
-        )
-        command = ("EVALSHA", scripts.LOAD.sha, len(named), *named, *arguments)
+            raise closed(load.partition)
+        return incarnation
+
+    def _send(self, load: WindowLoad, command: Command) -> None:
         reply = self._store.commands([command], self._deadline)[0]
         if reply[0] == b"fenced":
-            raise closed(partition)
+            raise closed(load.partition)

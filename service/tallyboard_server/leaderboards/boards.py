@@ -29,11 +29,18 @@ from tallyboard_server.errors import (
     Unavailable,
 )
 from tallyboard_server.leaderboards.definitions import from_json, locked_changes, to_json
-from tallyboard_server.leaderboards.model import Leaderboard, Window, WindowKind, WindowState
+from tallyboard_server.leaderboards.model import (
+    Fallback,
+    Leaderboard,
+    Window,
+    WindowKind,
+    WindowState,
+)
 from tallyboard_server.leaderboards.windows import WindowCache, resolve
 from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.entries import window_rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis import definitions
 from tallyboard_server.redis.keys import (
     definition_key,
@@ -90,6 +97,7 @@ class Boards:
     Args:
         partitions: how many there are; kept for those who place boards.
         clock: the time now in µs since the epoch.
+        durable: reads from Postgres what Redis can't tell.
     """
 
     def __init__(
@@ -98,9 +106,11 @@ class Boards:
         pool: ConnectionPool[BoundedConnection],
         partitions: int,
         clock: Callable[[], int],
+        durable: DurableReads | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
+        self._durable = durable
         self.partitions = partitions
         self._clock = clock
         # Read and replaced item by item without a lock: at worst a definition is loaded twice.
@@ -398,12 +408,19 @@ class Boards:
         if self._missing.get(name, 0.0) > time.monotonic():
             raise _not_found(leaderboard_id)
         generation, before = self._generation, self._held.get(name)
+        durable, until = self._durable, deadline
+        if durable is not None:
+            until = durable.live_deadline(Fallback.ANY_AGE, None, deadline)
         try:
-            definition = self._read(tenant, leaderboard_id, deadline)
-        except (DeadlineExceeded, Unavailable):
-            if before is None:
+            definition = self._read(tenant, leaderboard_id, until)
+        except (DeadlineExceeded, Unavailable) as error:
+            if before is not None:
+                return before  # serving goes on with what is known
+            if durable is None or not durable.may_answer(error, Fallback.ANY_AGE, None):
                 raise
-            return before  # serving goes on with what is known
+            with durable.reading(deadline) as conn:
+                row = rows.find(conn, tenant, leaderboard_id)
+            definition = None if row is None else from_json(row.definition)
         if definition is None:
             self._held.pop(name, None)
             if len(self._missing) >= _MOST_HELD:

@@ -6,19 +6,22 @@ from typing import Final
 
 from psycopg_pool import ConnectionPool
 
-from tallyboard_server.errors import TallyboardError
+from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Boards
 from tallyboard_server.leaderboards.cursors import Cursor, decode_cursor, encode_cursor
 from tallyboard_server.leaderboards.model import (
+    Fallback,
     Leaderboard,
     Window,
     WindowKind,
     WindowStanding,
     WindowState,
 )
+from tallyboard_server.postgres.durable import window_sizes
 from tallyboard_server.postgres.entries import WindowRow, window_rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.recovery.durable_reads import DurableReads
 
 # More windows than a board has: an hour each for eleven years.
 ALL_WINDOWS: Final = 100_000
@@ -29,6 +32,7 @@ class WindowLister:
 
     Args:
         clock: the time now in µs since the epoch.
+        durable: reads from Postgres what Redis can't tell.
     """
 
     def __init__(
@@ -36,7 +40,9 @@ class WindowLister:
         pool: ConnectionPool[BoundedConnection],
         boards: Boards,
         clock: Callable[[], int],
+        durable: DurableReads | None = None,
     ) -> None:
+        self._durable = durable
         self._pool = pool
         self._boards = boards
         self._clock = clock
@@ -72,9 +78,7 @@ class WindowLister:
     def _standings(
         self, board: Leaderboard, kind: WindowKind | None, deadline: float
     ) -> builtins.list[WindowStanding]:
-        live = self._boards.live_windows(board, deadline)
-        with postgres_unavailable(), self._pool.connection() as conn:
-            rows = window_rows(conn, board.board_key, ALL_WINDOWS)
+        live, rows = self._windows(board, deadline)
         now = self._clock()
         known = {row.window.window: row for row in rows}
         standings = []
@@ -91,6 +95,24 @@ class WindowLister:
             if count:
                 standings.append(WindowStanding(window, state, count))
         return standings
+
+    def _windows(
+        self, board: Leaderboard, deadline: float
+    ) -> tuple[dict[str, int], builtins.list[WindowRow]]:
+        """How many entries each window has that is not archived, and what Postgres has of all."""
+        durable, until = self._durable, deadline
+        if durable is not None:
+            until = durable.live_deadline(Fallback.ANY_AGE, None, deadline)
+        try:
+            live = self._boards.live_windows(board, until)
+        except (Unavailable, DeadlineExceeded) as error:
+            if durable is None or not durable.may_answer(error, Fallback.ANY_AGE, None):
+                raise
+            with durable.reading(deadline) as conn:
+                sizes = window_sizes(conn, board.board_key)
+                return sizes, window_rows(conn, board.board_key, ALL_WINDOWS)
+        with postgres_unavailable(), self._pool.connection() as conn:
+            return live, window_rows(conn, board.board_key, ALL_WINDOWS)
 
     @staticmethod
     def _known_windows(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from tallyboard_server.counters.model import Fallback as Fallback
 from tallyboard_server.counters.model import Source as Source
 
 

@@ -1,25 +1,22 @@
 """Reads of rankings: live ones from Redis, archived ones from Postgres, hot pages from memory."""
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
-from threading import BoundedSemaphore
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from psycopg_pool import ConnectionPool
 
-from tallyboard_server.errors import NotFound, Overloaded
+from tallyboard_server.errors import DeadlineExceeded, NotFound, Unavailable
 from tallyboard_server.leaderboards import windows as calendar
-from tallyboard_server.leaderboards.archived import ArchivedWindow
 from tallyboard_server.leaderboards.boards import Boards
 from tallyboard_server.leaderboards.cache import LoadingCache
 from tallyboard_server.leaderboards.cursors import Cursor, decode_cursor, encode_cursor
 from tallyboard_server.leaderboards.distinct import DistinctIndexes
-from tallyboard_server.leaderboards.live import LiveWindow, Members, Slice
+from tallyboard_server.leaderboards.live import Members, Slice
 from tallyboard_server.leaderboards.model import (
     Entry,
+    Fallback,
     FoundEntries,
     Leaderboard,
     Page,
@@ -29,33 +26,46 @@ from tallyboard_server.leaderboards.model import (
     TieBreak,
     Window,
 )
-from tallyboard_server.postgres import archive
-from tallyboard_server.postgres.entries import WindowRow
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
-from tallyboard_server.redis.rankings import Anchor, mean_of
+from tallyboard_server.leaderboards.views import (
+    Archives,
+    Bounds,
+    DurableView,
+    LiveView,
+    Stamp,
+    View,
+    percentile_of,
+)
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery.durable_reads import DurableReads, as_away
+from tallyboard_server.redis.rankings import Anchor
 from tallyboard_server.redis.scores import element_of
 from tallyboard_server.redis.store import RedisStore
 
-# Of the threads for reads, so many may wait for Postgres.
-_ARCHIVE_SLOTS: Final = 8
 _MOST_CACHED_ENTRIES: Final = 100
 _MOST_CACHED_METADATA: Final = 65_536
 
 
-class _Ranking(Protocol):
-    """A window to read, live or archived."""
+class _Answer(Protocol):
+    """What a read gives."""
 
-    def members(self, names: Sequence[str]) -> Members: ...
+    @property
+    def as_of(self) -> float: ...
 
-    def scores_at(self, indexes: Sequence[int]) -> list[float]: ...
+
+Answer = TypeVar("Answer", bound=_Answer)
 
 
 class EntryReader:
     """Reads for one worker. Deadlines are values of `time.monotonic()`.
 
+    Where a read takes `staleness` (seconds that the answer may be old; None asks Redis now) and
+    `fallback`, those say whether Postgres may answer while Redis is away.
+
     Args:
         clock: the time now in µs since the epoch.
         most_pages: pages kept in memory.
+        durable: reads from Postgres.
+        ttl: seconds that answers from Postgres are kept.
     """
 
     def __init__(
@@ -65,14 +75,18 @@ class EntryReader:
         boards: Boards,
         clock: Callable[[], int],
         most_pages: int,
+        durable: DurableReads | None = None,
+        ttl: float = 0.0,
     ) -> None:
         self._store = store
-        self._pool = pool
         self._boards = boards
         self._clock = clock
         self._indexes = DistinctIndexes(store)
+        self._archives = Archives(pool, clock)
         self._pages: LoadingCache[Page] = LoadingCache(most_pages)
-        self._archive_slots = BoundedSemaphore(_ARCHIVE_SLOTS)
+        self._durable = durable
+        self._durable_answers: LoadingCache[Any] = LoadingCache(most_pages)
+        self._ttl = ttl
 
     def entries(
         self,
@@ -81,6 +95,8 @@ class EntryReader:
         members: Sequence[str],
         method: RankMethod,
         deadline: float,
+        staleness: float | None = None,
+        fallback: Fallback = Fallback.NEVER,
         *,
         live_only: bool = False,
     ) -> FoundEntries:
@@ -93,28 +109,16 @@ class EntryReader:
             NotFound: WINDOW_NOT_FOUND.
             Unavailable: a store is away.
         """
-        as_of, source = time.time(), Source.LIVE
-        found = self._live(board, window, method, deadline).members(members)
-        if not found.exists and not live_only:
-            with self._archived(board, window, method) as archived:
-                if archived is not None:
-                    found, source = archived[0].members(members), Source.DURABLE
-                    as_of = _as_of(archived[1])
-        held, positions, size = found.entries, found.positions, found.size
-        missing: tuple[str, ...] = ()
-        present = members
-        if len(held) < len(members):
-            missing = tuple(name for name in members if name not in held)
-            present = [name for name in members if name in held]
-        return FoundEntries(
-            window.window,
-            tuple([held[name] for name in present]),
-            tuple([_percentile(positions[name], size) for name in present]),
-            missing,
-            size,
-            as_of,
-            source,
-        )
+
+        def look(view: View) -> FoundEntries:
+            found, stamp = view.members(window, members, method)
+            return _found_entries(window, members, found, stamp)
+
+        def live(until: float) -> FoundEntries:
+            return look(self._live(board, until, live_only=live_only))
+
+        name = ("entries", window.window, tuple(members), method)
+        return self._answer(board, name, live, look, staleness, fallback, deadline)
 
     def relative(self, board: Leaderboard, found: FoundEntries, method: RankMethod) -> FoundEntries:
         """The same entries, ranked among themselves."""
@@ -158,11 +162,11 @@ class EntryReader:
         staleness: float | None,
         deadline: float,
         text: str = "",
+        fallback: Fallback = Fallback.NEVER,
     ) -> Page:
         """A page of the whole ranking; from memory where it is fresh enough.
 
         Args:
-            staleness: seconds that the answer may be old; None asks Redis now.
             text: how the request named the window; its later pages have to name it so too.
 
         Raises:
@@ -170,15 +174,23 @@ class EntryReader:
             NotFound: WINDOW_NOT_FOUND.
         """
 
-        def load(source: Source = Source.LIVE) -> Page:
+        def look(view: View, source: Source = Source.LIVE) -> Page:
             return self._page(
-                board, window, page_size, page_token, skip, reverse, method, source, deadline, text
+                view, board, window, page_size, page_token, skip, reverse, method, source, text
             )
 
-        if staleness is None or page_token or skip or page_size > _MOST_CACHED_ENTRIES:
-            return load()
-        name = (board.board_key, board.revision, window.window, text, page_size, reverse, method)
-        return self._pages.get(name, staleness, deadline, lambda: load(Source.CACHE), _is_small)
+        name = ("page", window.window, text, page_size, page_token, skip, reverse, method)
+
+        def live(until: float) -> Page:
+            view = self._live(board, until)
+            if staleness is None or page_token or skip or page_size > _MOST_CACHED_ENTRIES:
+                return look(view)
+            of = (board.board_key, board.revision, *name)
+            return self._pages.get(
+                of, staleness, until, lambda: look(view, Source.CACHE), _is_small
+            )
+
+        return self._answer(board, name, live, look, staleness, fallback, deadline)
 
     def around(
         self,
@@ -189,6 +201,8 @@ class EntryReader:
         neighbors: int,
         method: RankMethod,
         deadline: float,
+        staleness: float | None = None,
+        fallback: Fallback = Fallback.NEVER,
     ) -> Page:
         """The neighbours of a member, or of a score.
 
@@ -200,13 +214,23 @@ class EntryReader:
         else:
             assert score is not None
             anchor, behind = Anchor("s", score + 0.0), neighbors
-        found, as_of, source = self._around(
-            board, window, method, anchor, neighbors, behind, deadline
+
+        def look(view: View) -> Page:
+            found, stamp = view.around(window, method, anchor, neighbors, behind)
+            if found is None:
+                raise NotFound("the member has no entry in this window", reason="ENTRY_NOT_FOUND")
+            entries = (*found.before, *found.behind)
+            return Page(window.window, entries, found.size, *stamp, "", found.rank)
+
+        return self._answer(
+            board,
+            ("around", window.window, anchor, neighbors, method),
+            lambda until: look(self._live(board, until)),
+            look,
+            staleness,
+            fallback,
+            deadline,
         )
-        if found is None:
-            raise NotFound("the member has no entry in this window", reason="ENTRY_NOT_FOUND")
-        entries = (*found.before, *found.behind)
-        return Page(window.window, entries, found.size, as_of, source, "", found.rank)
 
     def by_score(
         self,
@@ -220,6 +244,8 @@ class EntryReader:
         method: RankMethod,
         deadline: float,
         text: str = "",
+        staleness: float | None = None,
+        fallback: Fallback = Fallback.NEVER,
     ) -> Page:
         """A page of the entries with scores within bounds, both included.
 
@@ -234,44 +260,51 @@ class EntryReader:
         if reverse:
             anchor = Anchor("e") if worst is None else Anchor("s", worst + 0.0)
         cursor = decode_cursor(page_token, *arguments) if page_token else None
-        found, as_of, source = self._list(
-            board,
-            window,
-            method,
-            anchor,
-            cursor,
-            page_size,
-            reverse,
-            deadline,
-            bounds,
-        )
         window_id = cursor.window if cursor else window.window
-        return _page_of(
-            found, found.within, window_id, page_size, reverse, as_of, source, arguments
+
+        def look(view: View) -> Page:
+            found, stamp = self._list(
+                view, board, window, method, anchor, cursor, page_size, reverse, bounds
+            )
+            return _page_of(found, found.within, window_id, page_size, reverse, stamp, arguments)
+
+        return self._answer(
+            board,
+            ("score", window.window, text, bounds, page_size, page_token, reverse, method),
+            lambda until: look(self._live(board, until)),
+            look,
+            staleness,
+            fallback,
+            deadline,
         )
 
     def stats(
-        self, board: Leaderboard, window: Window, percentiles: Sequence[float], deadline: float
+        self,
+        board: Leaderboard,
+        window: Window,
+        percentiles: Sequence[float],
+        deadline: float,
+        staleness: float | None = None,
+        fallback: Fallback = Fallback.NEVER,
     ) -> Stats:
         """A window summed up.
 
         Raises:
             NotFound: WINDOW_NOT_FOUND.
         """
-        as_of = time.time()
-        live = self._live(board, window, RankMethod.ORDINAL, deadline)
-        ends = live.around(Anchor("e"), 0, 0)
-        assert ends is not None
-        if ends.exists:
-            mean = mean_of(ends.sums, ends.size) if ends.size else None
-            return _stats(window, live, ends.size, mean, percentiles, as_of, Source.LIVE)
-        with self._archived(board, window, RankMethod.ORDINAL) as archived:
-            if archived is None:
-                return Stats(window.window, 0, None, None, None, (), as_of, Source.LIVE)
-            held, row = archived
-            return _stats(
-                window, held, held.size, held.mean, percentiles, _as_of(row), Source.DURABLE
-            )
+
+        def look(view: View) -> Stats:
+            return view.stats(window, percentiles)
+
+        return self._answer(
+            board,
+            ("stats", window.window, tuple(percentiles)),
+            lambda until: look(self._live(board, until)),
+            look,
+            staleness,
+            fallback,
+            deadline,
+        )
 
     def trim(self, board: Leaderboard, window: Window, deadline: float) -> None:
         """Drops what a board of several segments has above its limit; one segment does so itself.
@@ -280,85 +313,65 @@ class EntryReader:
             Unavailable: Redis is away; the next write trims.
         """
         if board.max_entries and board.segments > 1:
-            live = self._live(board, window, RankMethod.ORDINAL, deadline)
+            live = self._live(board, deadline).window(window, RankMethod.ORDINAL)
             live.trim(board.max_entries)
 
-    def _live(
-        self, board: Leaderboard, window: Window, method: RankMethod, deadline: float
-    ) -> LiveWindow:
-        return LiveWindow(
+    def _live(self, board: Leaderboard, deadline: float, *, live_only: bool = False) -> LiveView:
+        return LiveView(
             self._store,
             self._indexes,
+            self._archives,
             board,
-            window.window,
-            method,
             self._boards.partitions,
             deadline,
+            live_only=live_only,
         )
 
-    @contextmanager
-    def _archive_slot(self) -> Iterator[None]:
-        """Bounds how many calls wait for Postgres, so that live reads always find a thread."""
-        if not self._archive_slots.acquire(blocking=False):
-            raise Overloaded("too many calls read archived windows at the moment; try again")
-        try:
-            yield
-        finally:
-            self._archive_slots.release()
-
-    @contextmanager
-    def _archived(
-        self, board: Leaderboard, window: Window, method: RankMethod
-    ) -> Iterator[tuple[ArchivedWindow, WindowRow] | None]:
-        """The archive of a window that Redis does not have; None: it is new, and empty.
-
-        Raises:
-            NotFound: there is none, and the window is not one that may still be written to.
-        """
-        now = self._clock()
-        is_open = calendar.has_started(window, now) and calendar.is_open(board, window, now)
-        if is_open and (window.ends_at is None or now < window.ends_at):
-            yield None
-            return
-        with self._archive_slot(), postgres_unavailable(), archive.standing(self._pool) as conn:
-            row = archive.archived_window(conn, board.board_key, window.window)
-            if row is None and is_open:
-                yield None
-                return
-            if row is None:
-                raise NotFound("nothing is kept of this window", reason="WINDOW_NOT_FOUND")
-            yield ArchivedWindow(conn, row, board.is_descending, method), row
-
-    def _around(
+    def _answer(
         self,
         board: Leaderboard,
-        window: Window,
-        method: RankMethod,
-        anchor: Anchor,
-        ahead: int,
-        count: int,
+        name: tuple[Hashable, ...],
+        live: Callable[[float], Answer],
+        look: Callable[[DurableView], Answer],
+        staleness: float | None,
+        fallback: Fallback,
         deadline: float,
-        bounds: tuple[float | None, float | None] = (None, None),
-        cursor: Cursor | None = None,
-    ) -> tuple[Slice | None, float, Source]:
-        """Entries next to a place, from Redis, or from the archive where that has them."""
-        as_of = time.time()
-        live = self._live(board, window, method, deadline)
-        found = live.around(anchor, ahead, count, *bounds)
-        if found is not None and found.exists:
-            return found, as_of, Source.LIVE
-        if found is None and live.exists():
-            return None, as_of, Source.LIVE
-        with self._archived(board, window, method) as archived:
-            if archived is None:
-                return found, as_of, Source.LIVE
-            held, row = archived
-            moment, member = (cursor.updated_at, cursor.member) if cursor else (0, "")
-            found = held.around(anchor, ahead, count, *bounds, updated_at=moment, member=member)
-            return found, _as_of(row), Source.DURABLE
+    ) -> Answer:
+        """What Redis says, by the deadline that `live` is given; else what Postgres says."""
+        durable = self._durable
+        if durable is None or fallback is Fallback.NEVER:
+            return live(deadline)
+        try:
+            return live(durable.live_deadline(fallback, staleness, deadline))
+        except (Unavailable, DeadlineExceeded) as caught:
+            if not durable.may_answer(caught, fallback, staleness):
+                raise
+            error = caught
+        begun = time.time()
+
+        def load() -> Answer:
+            with durable.reading(deadline) as conn:
+                partitions, now = self._boards.partitions, self._clock()
+                view = DurableView(conn, board, partitions, now, complete=durable.complete)
+                return look(view)
+
+        of = (board.board_key, board.revision, *name)
+        try:
+            answer: Answer = self._durable_answers.get(of, self._ttl, deadline, load, _is_small)
+        except NotFound as missing:
+            if fallback is Fallback.ANY_AGE:
+                raise
+            # It may have come since.
+            raise as_away(error) from missing
+        if not durable.is_fresh(answer.as_of, fallback, staleness, begun) and durable.complete:
+            answer = load()  # what was kept is too old, and there is something newer
+        if not durable.is_fresh(answer.as_of, fallback, staleness, begun):
+            raise as_away(error) from error
+        return answer
 
     def _list(
         self,
+        view: View,
         board: Leaderboard,
         window: Window,
         method: RankMethod,
@@ -366,9 +379,8 @@ class EntryReader:
         cursor: Cursor | None,
         page_size: int,
         reverse: bool,
-        deadline: float,
-        bounds: tuple[float | None, float | None] = (None, None),
-    ) -> tuple[Slice, float, Source]:
+        bounds: Bounds = (None, None),
+    ) -> tuple[Slice, Stamp]:
         """One entry more than a page, from its start or behind the last one of the page before."""
         if cursor is not None:
             window = calendar.parse(board, cursor.window)
@@ -380,14 +392,13 @@ class EntryReader:
             )
             anchor = Anchor("b" if reverse else "a", cursor.score, element)
         ahead, count = (page_size + 1, 0) if reverse else (0, page_size + 1)
-        found, as_of, source = self._around(
-            board, window, method, anchor, ahead, count, deadline, bounds, cursor
-        )
+        found, stamp = view.around(window, method, anchor, ahead, count, bounds, cursor)
         assert found is not None
-        return found, as_of, source
+        return found, stamp
 
     def _page(
         self,
+        view: View,
         board: Leaderboard,
         window: Window,
         page_size: int,
@@ -396,7 +407,6 @@ class EntryReader:
         reverse: bool,
         method: RankMethod,
         source: Source,
-        deadline: float,
         text: str,
     ) -> Page:
         arguments = ("list", board.board_key, text, skip, reverse, method.value)
@@ -405,24 +415,50 @@ class EntryReader:
         if reverse:
             anchor = Anchor("e")
             if skip and cursor is None:
-                anchor = self._from_end(board, window, skip, deadline)
-        found, as_of, read = self._list(
-            board, window, method, anchor, cursor, page_size, reverse, deadline
-        )
+                anchor = self._from_end(view, window, skip)
+        found, stamp = self._list(view, board, window, method, anchor, cursor, page_size, reverse)
         window_id = cursor.window if cursor else window.window
-        source = read if read is Source.DURABLE else source
-        return _page_of(found, found.size, window_id, page_size, reverse, as_of, source, arguments)
+        if stamp.source is not Source.DURABLE:
+            stamp = Stamp(stamp.as_of, source)
+        return _page_of(found, found.size, window_id, page_size, reverse, stamp, arguments)
 
-    def _from_end(self, board: Leaderboard, window: Window, skip: int, deadline: float) -> Anchor:
+    @staticmethod
+    def _from_end(view: View, window: Window, skip: int) -> Anchor:
         """The place before the last `skip` entries."""
-        found, _, _ = self._around(board, window, RankMethod.ORDINAL, Anchor("e"), 0, 0, deadline)
+        found, _ = view.around(window, RankMethod.ORDINAL, Anchor("e"), 0, 0)
         assert found is not None
         return Anchor("i", max(0, found.size - skip))
 
 
-def _is_small(page: Page) -> bool:
-    """Whether a page is kept: what pages hold together is bounded by their number."""
-    return sum(len(entry.metadata) for entry in page.entries) <= _MOST_CACHED_METADATA
+def _found_entries(
+    window: Window, members: Sequence[str], found: Members, stamp: Stamp
+) -> FoundEntries:
+    """Puts what was found of members into their order."""
+    held, positions, size = found.entries, found.positions, found.size
+    missing: tuple[str, ...] = ()
+    present = members
+    if len(held) < len(members):
+        missing = tuple(name for name in members if name not in held)
+        present = [name for name in members if name in held]
+    return FoundEntries(
+        window.window,
+        tuple([held[name] for name in present]),
+        tuple([percentile_of(positions[name], size) for name in present]),
+        missing,
+        size,
+        *stamp,
+    )
+
+
+def _is_small(answer: Page | FoundEntries | Stats) -> bool:
+    """Whether an answer is kept: what they hold together is bounded by their number."""
+    if isinstance(answer, Stats):
+        return True
+    entries = answer.entries
+    return (
+        len(entries) <= _MOST_CACHED_ENTRIES + 1
+        and sum(len(entry.metadata) for entry in entries) <= _MOST_CACHED_METADATA
+    )
 
 
 def _page_of(
@@ -431,8 +467,7 @@ def _page_of(
     window: str,
     page_size: int,
     reverse: bool,
-    as_of: float,
-    source: Source,
+    stamp: Stamp,
     arguments: Sequence[object],
 ) -> Page:
     entries = found.before[::-1] if reverse else found.behind
@@ -442,35 +477,7 @@ def _page_of(
         last = entries[-1]
         cursor = Cursor(window, last.score, last.updated_at, last.member)
         token = encode_cursor(cursor, *arguments)
-    return Page(window, tuple(entries), total_size, as_of, source, token)
-
-
-def _stats(
-    window: Window,
-    ranking: _Ranking,
-    size: int,
-    mean: float | None,
-    percentiles: Sequence[float],
-    as_of: float,
-    source: Source,
-) -> Stats:
-    if not size:
-        return Stats(window.window, 0, None, None, None, (), as_of, source)
-    ranks = [1, size, *(_rank_at(percentile, size) for percentile in percentiles)]
-    scores = ranking.scores_at([rank - 1 for rank in ranks])
-    if len(scores) < len(ranks):  # entries went meanwhile
-        scores += [scores[-1]] * (len(ranks) - len(scores)) if scores else [0.0] * len(ranks)
-    return Stats(window.window, size, scores[0], scores[1], mean, tuple(scores[2:]), as_of, source)
-
-
-def _percentile(position: int, size: int) -> float:
-    """How many percent of a window's entries the one at a position, from 0, ranks at or above."""
-    return 100 * (size - position) / size
-
-
-def _rank_at(percentile: float, size: int) -> int:
-    """The last rank whose own percentile, rounded as entries have it, is at least this one."""
-    return bisect_right(range(size), -percentile, key=lambda at: -_percentile(at, size))
+    return Page(window, tuple(entries), total_size, *stamp, token)
 
 
 def _best_first(board: Leaderboard, entries: Sequence[Entry]) -> list[Entry]:
@@ -482,7 +489,3 @@ def _best_first(board: Leaderboard, entries: Sequence[Entry]) -> list[Entry]:
         )
 
     return sorted(entries, key=place, reverse=board.is_descending)
-
-
-def _as_of(row: WindowRow) -> float:
-    return (row.archived_at or 0) / calendar.MICROS

@@ -18,6 +18,7 @@ from tallyboard_server.leaderboards.stream import ScoreStream
 from tallyboard_server.leaderboards.watch import TopSource
 from tallyboard_server.leaderboards.writes import ScoreWriter
 from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
 from tallyboard_server.watching import WatchHub
@@ -35,6 +36,7 @@ class Leaderboards:
         hub: serves watches, shared with other services of the worker.
         clock: the time now in µs since the epoch.
         make_durable: copies partitions to Postgres, before what is not journaled is acknowledged.
+        durable_reads: reads from Postgres while Redis is away; None: such reads fail.
 
     Attributes:
         boards, writer, reader, lister, hub: the parts that the RPC layer calls.
@@ -48,12 +50,21 @@ class Leaderboards:
         settings: Settings,
         clock: Callable[[], int] = now_micros,
         make_durable: Callable[[Iterable[int]], None] | None = None,
+        durable_reads: DurableReads | None = None,
     ) -> None:
         self._store = store
         self.clock = clock
-        self.boards = Boards(store, pool, settings.partitions, clock)
-        self.reader = EntryReader(store, pool, self.boards, clock, settings.cache_pages)
-        self.lister = WindowLister(pool, self.boards, clock)
+        self.boards = Boards(store, pool, settings.partitions, clock, durable_reads)
+        self.reader = EntryReader(
+            store,
+            pool,
+            self.boards,
+            clock,
+            settings.cache_pages,
+            durable_reads,
+            settings.cache_ttl,
+        )
+        self.lister = WindowLister(pool, self.boards, clock, durable_reads)
         self._routes = Routes(
             store,
             self.boards,

@@ -136,8 +136,29 @@ def open_partition(conn: psycopg.Connection[Any], partition: int, incarnation: s
     )
 
 
-def reserve_ids(conn: psycopg.Connection[Any], count: int) -> list[int]:
-    """Numbers for new rows; they are lost if they are not used."""
+def hand_over(conn: psycopg.Connection[Any], partition: int) -> int:
+    """Ends a rebuild with what only the journal has left to be applied; gives how many rows.
+
+    The keeper applies them, and opens the partition.
+    """
+    conn.execute(
+        "UPDATE tallyboard.partitions"
+        " SET state = 'JOURNALING', changes = changes + 1, changed_at = clock_timestamp()"
+        " WHERE partition = %s AND state = 'REBUILDING'",
+        (partition,),
+    )
+    return len(batch_ids(conn, partition))
+
+
+def new_ids(conn: psycopg.Connection[Any], count: int) -> list[int]:
+    """Numbers for rows that are about to be written, above all that were given before.
+
+    Rows are applied in the order of their numbers. A producer's ring in Redis takes no sequence
+    that is far behind, so a row must not have a smaller number than one that was acknowledged
+    before it came, by whichever worker: take none in advance.
+    """
+    if not count:
+        return []
     rows = conn.execute(
         "SELECT nextval(pg_get_serial_sequence('tallyboard.journal', 'journal_id'))"
         " FROM generate_series(1, %s)",
@@ -170,18 +191,22 @@ def add_batches(
     conn: psycopg.Connection[Any],
     batches: Sequence[Batch],
     increments: Sequence[tuple[int, Increment]],
+    shown: Collection[int] = (),
 ) -> None:
     """Adds rows; those that are there already, by link and sequence, stay as they are.
 
     Args:
         increments: what the batches add to counters, by the number of the row, each counter once.
+        shown: the numbers of those whose scores the caller adds to what reads see.
     """
     ids, partitions, links, sequences, texts, updates = map(list, zip(*batches, strict=True))
+    are_shown = [number in shown for number in ids]
     conn.execute(
-        "INSERT INTO tallyboard.journal (journal_id, partition, link, sequence, batch, updates)"
+        "INSERT INTO tallyboard.journal"
+        " (journal_id, partition, link, sequence, batch, updates, shown)"
         " OVERRIDING SYSTEM VALUE SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::text[],"
-        " %s::bigint[], %s::text[], %s::integer[]) ON CONFLICT DO NOTHING",
-        (ids, partitions, links, sequences, texts, updates),
+        " %s::bigint[], %s::text[], %s::integer[], %s::boolean[]) ON CONFLICT DO NOTHING",
+        (ids, partitions, links, sequences, texts, updates, are_shown),
     )
     if increments:
         conn.execute(
@@ -195,6 +220,18 @@ def add_batches(
                 [increment.delta for _, increment in increments],
             ),
         )
+
+
+def show(conn: psycopg.Connection[Any], ids: Collection[int]) -> set[int]:
+    """Says that reads see the scores of these rows; gives those of which they did not before."""
+    if not ids:
+        return set()
+    rows = conn.execute(
+        "UPDATE tallyboard.journal SET shown = true"
+        " WHERE journal_id = ANY(%s) AND NOT shown RETURNING journal_id",
+        (sorted(ids),),
+    )
+    return {row[0] for row in rows}
 
 
 def add_scores(conn: psycopg.Connection[Any], scores: Sequence[ScoreDelta]) -> None:
@@ -215,6 +252,15 @@ def add_scores(conn: psycopg.Connection[Any], scores: Sequence[ScoreDelta]) -> N
 def clear_scores(conn: psycopg.Connection[Any], partition: int) -> None:
     """Forgets what the journal did to entries of a partition."""
     conn.execute("DELETE FROM tallyboard.journal_entries WHERE partition = %s", (partition,))
+
+
+def clear_scores_if_empty(conn: psycopg.Connection[Any], partition: int) -> None:
+    """The same if the journal has no rows of it; the caller has its journal lock alone."""
+    conn.execute(
+        "DELETE FROM tallyboard.journal_entries WHERE partition = %(partition)s AND NOT EXISTS"
+        " (SELECT FROM tallyboard.journal WHERE partition = %(partition)s)",
+        {"partition": partition},
+    )
 
 
 def batches_of(
@@ -274,7 +320,10 @@ def left_behind(conn: psycopg.Connection[Any], seconds: float) -> set[int]:
 def delete_batches(
     conn: psycopg.Connection[Any], partitions: Collection[int], ids: Collection[int]
 ) -> None:
-    """Removes rows of these partitions, with all that was noted of them."""
+    """Removes rows of these partitions, with all that was noted of them.
+
+    The caller has locked the rows of the partitions, so that nobody has them journaled for now.
+    """
     which = (list(ids),)
     for table in ("journal", "journal_increments", "journal_tokens"):
         conn.execute(
@@ -283,9 +332,11 @@ def delete_batches(
             ),
             which,
         )
+    # Of an open partition nobody adds to them, and they would hide what checkpoints write.
     conn.execute(
-        "DELETE FROM tallyboard.journal_entries AS entry WHERE partition = ANY(%s) AND NOT EXISTS"
-        " (SELECT FROM tallyboard.journal WHERE journal.partition = entry.partition)",
+        "DELETE FROM tallyboard.journal_entries AS entry USING tallyboard.partitions AS held"
+        " WHERE held.partition = entry.partition AND held.partition = ANY(%s)"
+        " AND held.state = 'OPEN'",
         (list(partitions),),
     )
 
@@ -303,12 +354,31 @@ def reject(
     )
 
 
+def is_full(conn: psycopg.Connection[Any], most: int) -> bool:
+    """Whether the journal has so many rows; they are counted only if it may be so."""
+    if depth(conn) < most:
+        return False
+    row = conn.execute(
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS some", (most,)
+    ).fetchone()
+    return row is not None and int(row[0]) >= most
+
+
 def depth(conn: psycopg.Connection[Any]) -> int:
     """About how many rows the journal has, at most."""
     row = conn.execute(
         "SELECT coalesce(max(journal_id) - min(journal_id) + 1, 0) FROM tallyboard.journal"
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def count_batches(conn: psycopg.Connection[Any], most: int) -> int:
+    """How many rows the journal has: exactly up to `most`, above that at most as many."""
+    row = conn.execute(
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS found", (most + 1,)
+    ).fetchone()
+    counted = int(row[0]) if row else 0
+    return counted if counted <= most else max(counted, depth(conn))
 
 
 def claim_request(

@@ -75,6 +75,11 @@ def locked(conn: psycopg.Connection[Any], what: Sequence[int], wait: float) -> I
             conn.commit()
 
 
+def unlock_for_session(conn: psycopg.Connection[Any], what: int) -> None:
+    """Gives back a lock of `lock_for_session`."""
+    conn.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCKS, what))
+
+
 def _milliseconds(seconds: float) -> str:
     # 0 would mean for ever.
     return f"{max(1, int(seconds * 1000))}ms"

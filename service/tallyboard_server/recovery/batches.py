@@ -18,7 +18,14 @@ from tallyboard_server.redis.calls import ScriptCall
 from tallyboard_server.redis.flush import call_for
 from tallyboard_server.redis.keys import parse_counter_key
 from tallyboard_server.redis.operations import Part, Token, Write
-from tallyboard_server.redis.scores import Columns, Plan, ScorePart, code_of, moment_of
+from tallyboard_server.redis.scores import (
+    Columns,
+    Group,
+    Plan,
+    ScorePart,
+    code_of,
+    moment_of,
+)
 
 _NAMES: Final = {scripts.ADD: "add", scripts.ADD_WIDE: "add_wide", scripts.SUBMIT: "submit"}
 _SCRIPTS: Final = {name: script for script, name in _NAMES.items()}
@@ -41,8 +48,12 @@ class Scores(NamedTuple):
 PlanOf = Callable[[int, Scores], Plan | None]
 
 
-def encode(call: ScriptCall) -> str:
-    """The call as text."""
+def encode(call: ScriptCall, repeats: Collection[Part] = ()) -> str:
+    """The call as text.
+
+    Args:
+        repeats: parts that another row has already, under the same tokens.
+    """
     parts: list[dict[str, Any]] = []
     for part in call.parts:
         if isinstance(part, ScorePart):
@@ -50,6 +61,8 @@ def encode(call: ScriptCall) -> str:
             parts.append({"token": part.token, "scores": scores})
         else:
             parts.append({"token": part.token, "deltas": part.operations})
+        if part in repeats:
+            parts[-1]["repeat"] = True
     return json.dumps(
         {"script": _NAMES[call.script], "parts": parts}, ensure_ascii=False, separators=(",", ":")
     )
@@ -103,10 +116,11 @@ def _scores(plan: Plan, columns: Columns) -> dict[str, Any]:
 
 
 def scores_in(text: str) -> Iterator[Scores]:
-    """The scores of a call that is kept as this text."""
+    """The scores of a call that is kept as this text, without those of repeats."""
     for part in json.loads(text)["parts"]:
-        for item in part.get("scores", ()):
-            yield _scores_from(item)
+        if not part.get("repeat"):
+            for item in part.get("scores", ()):
+                yield _scores_from(item)
 
 
 def scores_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Scores]:
@@ -144,14 +158,25 @@ def _groups(partition: int, saved: dict[str, Any], plan_of: PlanOf) -> dict[Plan
     for item in saved["scores"]:
         scores = _scores_from(item)
         plan = plan_of(partition, scores)
-        if plan is not None:
-            groups[plan] = _columns(scores, plan.descending)
+        if plan is None:
+            continue
+        coming = _columns(scores, plan.descending)
+        # Two stretches of time may have the same windows: what was two groups is one now.
+        groups[plan] = _joined(plan, groups[plan], coming) if plan in groups else coming
     return groups
 
 
 def _columns(scores: Scores, descending: bool) -> Columns:
     codes: Sequence[int] = [code_of(moment, descending) for moment in scores.moments]
     return Columns(scores.members, array("d", scores.scores), array("Q", codes), scores.metadata)
+
+
+def _joined(plan: Plan, first: Columns, second: Columns) -> Columns:
+    """Both as one, each member once."""
+    part = ScorePart(Write(_nothing), plan.partition, {}, None)
+    group = Group(plan, part, first)
+    group.add(part, second)
+    return group.columns
 
 
 def _nothing() -> None:

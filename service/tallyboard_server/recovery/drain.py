@@ -267,6 +267,7 @@ class _Drain:
         conn = self._conn
         rows.lock_alone(conn, self._partition)
         self._apply(rows.batches_by_id(conn, self._left()))
+        rows.clear_scores_if_empty(conn, self._partition)
         opened = rows.open_partition(conn, self._partition, self._standing.incarnation)
         conn.commit()
         if not opened:

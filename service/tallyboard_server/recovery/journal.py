@@ -25,6 +25,7 @@ from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.batches import encode, increments_of, scores_of
 from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
+from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, unanswered
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
@@ -36,7 +37,6 @@ MAX_UPDATES: Final = 20_000
 _RETRY: Final = 0.5
 _IDLE: Final = 0.5
 _PAUSE: Final = 0.01
-_RESERVE: Final = 64
 # Rows are applied late: a name must not outgrow its ring in Redis.
 _MOST_SEQUENCES: Final = 60
 
@@ -51,6 +51,13 @@ class _Entry:
 
     call: ScriptCall
     row: int | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the row that it has."""
+        number = self.call.row or self.row
+        assert number is not None
+        return number
 
 
 @dataclass
@@ -115,7 +122,6 @@ class JournalWriter:
         self._is_full = False
         self._looked_at_depth = 0.0
         self._sequences = _new_name()
-        self._ids: list[int] = []
         self._conn: BoundedConnection | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -261,20 +267,12 @@ class JournalWriter:
         rows.lock_shared(conn, partitions)
         # Without Redis all partitions are closed at once, so that only the first batch waits.
         which = None if self._store.away is not None else partitions
-        began = self._sort(conn, flush, rows.read_standings(conn, which))
+        self._sort(conn, flush, rows.read_standings(conn, which))
         new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
-        if not (flush.may_be_committed and self._are_there(conn, new)):
+        is_new = not (flush.may_be_committed and self._are_there(conn, new))
+        if is_new:
             self._add(conn, flush, new)
-            # Of those that were there, an overlay that was just made has the scores.
-            overlay.add(
-                conn,
-                [
-                    (entry.call.partition, scores)
-                    for entry in flush.stays
-                    if entry in new or entry.call.partition not in began
-                    for scores in scores_of(entry.call, flush.repeats)
-                ],
-            )
+        self._show(conn, flush, new if is_new else ())
         flush.may_be_committed = True
         conn.commit()
         for entry in new:
@@ -282,10 +280,8 @@ class JournalWriter:
         _BATCHES.inc(len(new))
         _UPDATES.inc(sum(_size(entry.call) for entry in new))
 
-    def _sort(
-        self, conn: BoundedConnection, flush: _Flush, standings: Sequence[Standing]
-    ) -> set[int]:
-        """Decides what stays, and has its partitions journaled for; gives those that were open."""
+    def _sort(self, conn: BoundedConnection, flush: _Flush, standings: Sequence[Standing]) -> None:
+        """Decides what stays, and has its partitions journaled for."""
         self._follower.notice(standings)
         open_ones = {standing.partition for standing in standings if standing.state == OPEN}
         usable = {
@@ -301,7 +297,8 @@ class JournalWriter:
                 flush.stays.append(entry)
             elif self._journals_first:
                 flush.goes_on.append(entry)
-            elif call.sent:
+            elif call.sent or (flush.may_be_committed and entry.row is not None):
+                # Redis or the journal may have it: under another token it could count twice.
                 flush.stays.append(entry)
             else:
                 flush.back += call.parts
@@ -309,17 +306,15 @@ class JournalWriter:
         ages = [0.0 if s.state == OPEN else s.age for s in standings if s.partition in staying]
         flush.hidden_for = max(0.0, SEEN_BY_ALL - min(ages, default=SEEN_BY_ALL))
         is_away = bool(staying) and self._store.away is not None
-        return overlay.begin(conn, open_ones if is_away else staying & open_ones)
+        overlay.begin(conn, open_ones if is_away else staying & open_ones)
 
     def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
         """Adds the rows."""
         if not new:
             return
         unnumbered = [entry for entry in new if entry.row is None]
-        if len(self._ids) < len(unnumbered):
-            self._ids += rows.reserve_ids(conn, max(_RESERVE, len(unnumbered)))
-        for entry in unnumbered:
-            entry.row = self._ids.pop(0)
+        for entry, number in zip(unnumbered, rows.new_ids(conn, len(unnumbered)), strict=True):
+            entry.row = number
         flush.repeats = _repeats(conn, new)
         batches, increments = [], []
         for entry in new:
@@ -332,14 +327,31 @@ class JournalWriter:
                     call.partition,
                     token.link,
                     token.sequence,
-                    encode(call),
+                    encode(call, flush.repeats),
                     _size(call),
                 )
             )
             increments += [
                 (entry.row, increment) for increment in increments_of(call, flush.repeats)
             ]
-        rows.add_batches(conn, batches, increments)
+        rows.add_batches(conn, batches, increments, {e.row for e in flush.stays if e.row})
+
+    @staticmethod
+    def _show(conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
+        """Adds the scores of what stays to what reads see, each row once."""
+        scored = [entry for entry in flush.stays if entry.call.script is scripts.SUBMIT]
+        # A row that was there may have been added when its partition was first journaled for.
+        added = {entry.number for entry in new}
+        hidden = added | rows.show(conn, {entry.number for entry in scored} - added)
+        overlay.add(
+            conn,
+            [
+                (entry.call.partition, scores)
+                for entry in scored
+                if entry.number in hidden
+                for scores in scores_of(entry.call, flush.repeats)
+            ],
+        )
 
     @staticmethod
     def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
@@ -380,7 +392,7 @@ class JournalWriter:
     @staticmethod
     def _fail_all(flush: _Flush, why: str) -> None:
         for entry in flush.entries:
-            entry.call.sent |= flush.may_be_committed
+            entry.call.sent |= flush.may_be_committed and entry.row is not None
             _fail(entry.call, why)
 
     def _connected(self) -> BoundedConnection:
@@ -400,7 +412,7 @@ class JournalWriter:
         if now - self._looked_at_depth > 1.0:
             self._looked_at_depth = now
             conn = self._connected()
-            self._is_full = rows.depth(conn) >= self._max_rows
+            self._is_full = rows.is_full(conn, self._max_rows)
             conn.rollback()
 
     def _is_away(self, error: psycopg.Error) -> None:

@@ -76,4 +76,5 @@ def make_anew(conn: Any, partition: int) -> None:
     after = 0
     while page := rows.batches_of(conn, partition, after, _PAGE):
         add(conn, ((partition, scores) for batch in page for scores in scores_in(batch.text)))
+        rows.show(conn, [batch.journal_id for batch in page])
         after = page[-1].journal_id

@@ -23,11 +23,14 @@ from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.drain import Drainer, NotReady
+from tallyboard_server.recovery.rebuild import PartitionBusy
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, journaled_key, version_key
 from tallyboard_server.redis.link import RECONNECT_MOST
+from tallyboard_server.redis.pipe import Fenced
 
 _PAUSE: Final = 0.2
+_REBUILT_TOGETHER: Final = 16
 _AWAY_PAUSE: Final = 0.5
 # A partition that is opened before all workers have found Redis again is closed by the next one.
 _SETTLING: Final = 1.5 * RECONNECT_MOST
@@ -64,7 +67,7 @@ class Restorer:
         redis: Redis,
         pool: ConnectionPool[BoundedConnection],
         drainer: Drainer,
-        rebuild: Callable[[Sequence[int]], None],
+        rebuild: Callable[[Sequence[int]], object],
         fences: Fences,
         partitions: int,
         stopping: threading.Event,
@@ -127,7 +130,8 @@ class Restorer:
         ]
         self._drain_all(waiting)
         if lost:
-            self._rebuild(lost)
+            # Some at a time, so that the first are open while the others are loaded.
+            self._rebuild_some(lost[:_REBUILT_TOGETHER])
 
     def _lives(
         self, standings: Sequence[PartitionRow]
@@ -178,6 +182,13 @@ class Restorer:
                 _log.info(
                     "Partitions open again.", partitions=opened, batches=batches, seconds=seconds
                 )
+
+    def _rebuild_some(self, partitions: Sequence[int]) -> None:
+        try:
+            self._rebuild(partitions)
+        except (PartitionBusy, Fenced) as error:
+            # Another keeper, or a checkpoint; the next look shows what is left.
+            _log.info("Partitions are being worked on.", partitions=partitions, why=str(error))
 
     def _find_left_behind(self) -> None:
         """Has partitions drained whose rows a worker left that is gone."""

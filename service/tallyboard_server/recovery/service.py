@@ -1,27 +1,38 @@
 """All that the keeper restores partitions with, put together, on a thread of its own."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from typing import Final, Self
 
 import psycopg
+from psycopg_pool import ConnectionPool
 from redis.exceptions import RedisError
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
-from tallyboard_server.errors import Unavailable
+from tallyboard_server.errors import DeadlineExceeded, Unavailable
 from tallyboard_server.leaderboards.model import Leaderboard
 from tallyboard_server.leaderboards.service import now_micros
+from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.entries import WindowRow
-from tallyboard_server.postgres.pool import open_pool
-from tallyboard_server.recovery.drain import Drainer
+from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.recovery.boards import BoardLoader
+from tallyboard_server.recovery.drain import Drainer, LoadWindow
+from tallyboard_server.recovery.rebuild import (
+    PartitionBusy,
+    Rebuilder,
+    Rebuilt,
+    UnknownPartition,
+)
 from tallyboard_server.recovery.restorer import Restorer
 from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.pipe import Fenced, Pipe
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import control_client
@@ -29,6 +40,7 @@ from tallyboard_server.stores import control_client
 # A journal's row stays until a checkpoint has its effect: Redis need not promise anything.
 _APPLIED: Final = Durability(None, lambda reply: True)
 _STOP_TIMEOUT: Final = 15.0
+_POLL: Final = 0.05
 
 
 class _AnyLife:
@@ -81,13 +93,27 @@ class Restoring:
             pool,
             wide,
             checkpointer.checkpoint_partition if settings.journals_first else None,
-            _load_window,
+            window_loader(settings, self._clock),
             settings.partitions,
             self._clock,
             keeps_tokens=settings.journals_first,
         )
+        rebuilder = Rebuilder(
+            settings.redis_url,
+            settings.postgres_url,
+            settings.partitions,
+            last_checkpoint=checkpointer.checkpoint_fenced,
+            drain=hand_over(pool),
+            clock=self._clock,
+        )
         restorer = Restorer(
-            redis, pool, drainer, _rebuild, fences, settings.partitions, self._stopping
+            redis,
+            pool,
+            drainer,
+            lambda lost: rebuilder.rebuild(lost, resume=True),
+            fences,
+            settings.partitions,
+            self._stopping,
         )
         self._thread = threading.Thread(target=restorer.run, name="restorer", daemon=True)
         self._thread.start()
@@ -121,9 +147,61 @@ def _refused(part: Part, keys: list[str]) -> None:
     part.done(Unavailable("a wide counter was not"))
 
 
-def _load_window(board: Leaderboard, row: WindowRow, partition: int, incarnation: str) -> None:
-    raise Unavailable("archived windows can't be brought back yet")
+def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
+    """Brings back windows, over connections of its own: that is rare."""
+
+    def load(board: Leaderboard, row: WindowRow, partition: int, incarnation: str) -> None:
+        with (
+            closing(connect(settings.postgres_url, name="tallyboard windows")) as conn,
+            Pipe(settings.redis_url, settings.redis_timeout) as pipe,
+        ):
+            loader = BoardLoader(pipe, conn, settings.partitions, clock)
+            loader.load_window(board, row, partition, incarnation)
+
+    return load
 
 
-def _rebuild(partitions: Sequence[int]) -> None:
-    raise Unavailable(f"partitions {list(partitions)} are lost")
+def hand_over(pool: ConnectionPool[BoundedConnection]) -> Callable[[int], int]:
+    """What a rebuild ends with: the restorer drains the journal and opens the partition."""
+
+    def end(partition: int) -> int:
+        with pool.connection() as conn:
+            return rows.hand_over(conn, partition)
+
+    return end
+
+
+def rebuild_on_demand(
+    settings: Settings,
+    checkpointer: Checkpointer,
+    pool: ConnectionPool[BoundedConnection],
+    clock: Callable[[], int],
+) -> Callable[[int, float], Rebuilt]:
+    """What an operator's request does: it rebuilds a partition whatever Redis holds of it.
+
+    The function takes a deadline of `time.monotonic()`, until which it waits for the keeper to open
+    the partition. It raises redis.RedisError and psycopg.Error, Unavailable when somebody else
+    works on the partition, and DeadlineExceeded when it is rebuilt and not yet open.
+    """
+    rebuilder = Rebuilder(
+        settings.redis_url,
+        settings.postgres_url,
+        settings.partitions,
+        last_checkpoint=checkpointer.checkpoint_fenced,
+        drain=hand_over(pool),
+        clock=clock,
+    )
+
+    def rebuild(partition: int, deadline: float) -> Rebuilt:
+        try:
+            (rebuilt,) = rebuilder.rebuild([partition], force=True)
+        except (PartitionBusy, UnknownPartition, PartitionFenced, Fenced) as error:
+            raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
+        while time.monotonic() < deadline:
+            with pool.connection() as conn:
+                if rows.read_standings(conn, [partition])[0].state == rows.OPEN:
+                    return rebuilt
+            time.sleep(_POLL)
+        raise DeadlineExceeded("the partition is rebuilt; the keeper has not opened it yet")
+
+    return rebuild

@@ -101,6 +101,11 @@ class Connection:
         if isinstance(client, int) and found:
             self.identity = Identity(found[1], client)
 
+    def wait(self, timeout: float) -> None:
+        """Gives each call so many seconds without any progress from now on."""
+        self._timeout = timeout
+        self._socket.settimeout(timeout)
+
     def cut_off(self, lost: Identity) -> bool:
         """Makes sure that nothing more arrives by a connection that was given up.
 

@@ -4,6 +4,7 @@ What is made here are commands, for whoever sends them: a worker over its link, 
 own client. All are safe to repeat, and none puts an older revision over a newer one.
 """
 
+from collections.abc import Container
 from typing import Any, Final
 
 from tallyboard_server.redis import scripts
@@ -43,19 +44,39 @@ def publish(
     partitions: int,
 ) -> list[Command]:
     """Commands that tell Redis of a revision; None for a definition that was deleted."""
-    home = home_partition(tenant, leaderboard_id, partitions)
-    text, ttl = ("\n" + definition, 0) if definition is not None else ("\n", _TOMBSTONE_TTL)
-    commands = fence(
-        tenant, leaderboard_id, board_key, revision, "" if definition else "x", segments, partitions
+    everywhere = range(partitions)
+    *commands, define = restore(
+        tenant, leaderboard_id, board_key, revision, definition, segments, partitions, everywhere
     )
     if definition:
         for p in partitions_of(tenant, leaderboard_id, segments, partitions):
             around = (f"{{tb:{p}}}:", f":{board_key}:")
             here = windows_key(p, board_key)
             commands.append(("EVAL", scripts.KEEP_WINDOWS.source, 1, here, *around))
-    key = definition_key(home, tenant, leaderboard_id)
-    commands.append(("EVAL", scripts.DEFINE.source, 1, key, revision, text, ttl))
-    commands.append(("INCR", CHANGES_KEY))
+    return [*commands, define, ("INCR", CHANGES_KEY)]
+
+
+def restore(
+    tenant: str,
+    leaderboard_id: str,
+    board_key: str,
+    revision: int,
+    definition: str | None,
+    segments: int,
+    partitions: int,
+    places: Container[int],
+) -> list[Command]:
+    """Commands that give some partitions what they hold of a revision: fences, then the text."""
+    home = home_partition(tenant, leaderboard_id, partitions)
+    mark = "x" if definition is None else ""
+    commands = fence(
+        tenant, leaderboard_id, board_key, revision, mark, segments, partitions, places
+    )
+    if home in places:
+        key = definition_key(home, tenant, leaderboard_id)
+        ttl = _TOMBSTONE_TTL if definition is None else 0
+        text = f"\n{definition or ''}"
+        commands.append(("EVAL", scripts.DEFINE.source, 1, key, revision, text, ttl))
     return commands
 
 
@@ -67,16 +88,19 @@ def fence(
     mark: str,
     segments: int,
     partitions: int,
+    places: Container[int] | None = None,
 ) -> list[Command]:
     """Commands that set a board's fences.
 
     Args:
         mark: empty (submissions of this revision are taken), "-" (none for now) or "x" (deleted).
+        places: only in these partitions; None for all that the board has.
     """
     return [
         ("EVAL", scripts.DEFINE.source, 1, fence_key(p, board_key), revision, mark,
          _TOMBSTONE_TTL if mark == "x" else 0)
         for p in partitions_of(tenant, leaderboard_id, segments, partitions)
+        if places is None or p in places
     ]  # fmt: skip
 
 

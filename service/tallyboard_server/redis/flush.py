@@ -74,14 +74,37 @@ class Flush:
         self.deferred: list[Operation | ScriptCall] = []
         self.stranded: list[Part | ScriptCall] = []
         self._keeps_tokens = keeps_tokens
-        self._durable = durable
         self._fences = fences
+        self._sequences = sequences
         self._calls_of: Counter[int] = Counter()
         self._entries: dict[Any, EntriesCall] = {}
         self._entry_calls: list[EntriesCall] = []
         self.calls, self._reads, self._commands = self._sort(operations, fences)
+        self._pack(durability, durable)
+
+    def renew(
+        self, durability: tuple[Any, ...] | None, durable: Callable[[Any], bool]
+    ) -> list[ScriptCall]:
+        """Packs it anew for a new connection, under the same tokens.
+
+        What was found out about the Redis at its other end may have closed partitions, and
+        changed what its writes wait for.
+
+        Returns:
+            calls for partitions that are closed now; they are not part of it any more.
+        """
+        stranded: list[ScriptCall] = []
+        calls, self.calls = self.calls, []
+        for call in calls:
+            is_open = self._fences.expected(call.partition) is not None
+            (self.calls if is_open else stranded).append(call)
+        self._pack(durability, durable)
+        return stranded
+
+    def _pack(self, durability: tuple[Any, ...] | None, durable: Callable[[Any], bool]) -> None:
+        self._durable = durable
         self._transactions: list[Sequence[ScriptCall]] = []
-        packed = self._pack_calls(fences, sequences)
+        packed = self._pack_calls()
         self._gets = self._pack_reads(self._reads)
         packed += [gets.pack() for gets in self._gets]
         packed += [call.pack() for call in self._entry_calls]
@@ -161,7 +184,7 @@ class Flush:
         if merges:
             open_calls[part.script, partition] = call
 
-    def _pack_calls(self, fences: Fences, sequences: LinkSequences) -> list[bytes]:
+    def _pack_calls(self) -> list[bytes]:
         """The script calls, and MULTI and EXEC around them when they are large.
 
         Redis reads about 16 KiB a turn of its event loop, and syncs its file once a turn: calls
@@ -170,17 +193,17 @@ class Flush:
         sizes = [call.size for call in self.calls]
         if sum(sizes) < _WORTH_A_TRANSACTION:
             self._transactions = [(call,) for call in self.calls]
-            return [self._pack_call(call, fences, sequences) for call in self.calls]
+            return [self._pack_call(call) for call in self.calls]
         packed = []
         for group in _groups(self.calls, sizes):
             self._transactions.append(group)
-            calls = [self._pack_call(call, fences, sequences) for call in group]
+            calls = [self._pack_call(call) for call in group]
             packed += [_MULTI, *calls, _EXEC] if len(group) > 1 else calls
         return packed
 
-    def _pack_call(self, call: ScriptCall, fences: Fences, sequences: LinkSequences) -> bytes:
-        expected = fences.expected(call.partition) or ""
-        return call.pack(sequences, expected, keeps_tokens=self._keeps_tokens)
+    def _pack_call(self, call: ScriptCall) -> bytes:
+        expected = self._fences.expected(call.partition) or ""
+        return call.pack(self._sequences, expected, keeps_tokens=self._keeps_tokens)
 
     def _pack_reads(self, reads: list[Read]) -> list[Gets]:
         groups: list[Gets] = []

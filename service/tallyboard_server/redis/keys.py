@@ -4,8 +4,9 @@ The table of keys is in docs/architecture.md. Every key of a partition carries i
 a tenant is written with its length in bytes, so no name can run into another key.
 """
 
+import re
 import zlib
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 PARTITION_META = "tb:meta"
 
@@ -93,7 +94,7 @@ def checkpoint_id_key(partition: int) -> str:
 
 
 def version_key(partition: int) -> str:
-    """Key of the number of the last checkpoint that was begun."""
+    """Key of the number of the last checkpoint that was taken whole."""
     return f"{{tb:{partition}}}:v"
 
 
@@ -184,6 +185,28 @@ def parse_counter_key(key: bytes) -> CounterKey:
         )
     except ValueError:
         raise ValueError(f"not a counter's key: {key!r}") from None
+
+
+_KEY: Final = re.compile(rb"\{tb:(\d{1,9})\}:(\w)(?::|$)")
+_TOKEN_KINDS: Final = frozenset(b"lpPrRq")
+
+
+class KeyKind(NamedTuple):
+    """What the name of any key of a partition says: the partition, and the letter of its kind."""
+
+    partition: int
+    kind: str
+
+    @property
+    def is_token(self) -> bool:
+        """Whether it remembers what was applied, for whom, or what a request id stands for."""
+        return ord(self.kind) in _TOKEN_KINDS
+
+
+def kind_of_key(key: bytes) -> KeyKind | None:
+    """Whose key it is and what it is for; None if it belongs to no partition."""
+    found = _KEY.match(key)
+    return None if found is None else KeyKind(int(found[1]), found[2].decode())
 
 
 def home_partition(tenant: str, name: str, partitions: int) -> int:

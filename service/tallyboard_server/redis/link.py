@@ -282,6 +282,7 @@ class Link:
             try:
                 if self._connection is None:
                     self._connection = self._connect()
+                    self._renew(flush)
                 for call in flush.calls:
                     call.sent = True
                 self._connection.send(flush.data)
@@ -294,11 +295,20 @@ class Link:
                     raise
                 self._closing.wait(_RECONNECT_FIRST)
 
+    def _renew(self, flush: Flush) -> None:
+        """Fits what was planned before this connection to what its admission found."""
+        for planned in (flush, self._ahead):
+            if planned is not None:
+                stranded = planned.renew(self._durability.command, self._durability.reached)
+                if stranded:
+                    self._on_stranded(stranded, CLOSED)
+
     def _connect(self) -> Connection:
-        connection = Connection(self._url, self._timeout)
+        connection = Connection(self._url, self._patience)
         try:
             self._durability = self._admission.admit(connection)
             self._timeout = self._patience + self._durability.patience
+            connection.wait(self._timeout)
             if self._lost is not None and not connection.cut_off(self._lost):
                 _log.warning(
                     "Redis does not allow CLIENT KILL: what was sent on the lost connection may "

@@ -45,6 +45,13 @@ SWEEP_WINDOWS = _read("sweep_windows")
 DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
 KEEP_WINDOWS = _read("keep_windows")
+VERIFY = _read("verify")
+VERIFY_ENTRIES = _read("verify_entries")
+
+FENCE_PARTITION = _read("fence_partition")
+EMPTY = _read("empty")
+LOAD_VALUES = _read("load_values")
+LOAD_TOKEN = _read("load_token")
 
 ALL = (
     ADD, ADD_WIDE, CLEAR, FREEZE, WIDEN, SUBMIT, REMOVE, ENTRIES, PAGE, PLACES, DISTINCT, LOAD,

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallyboard.v1 import consistency_pb2, status_pb2
 from tallyboard.v1 import counters_pb2 as pb
 from tallyboard_server.counters.merge import merge
-from tallyboard_server.counters.model import Count
+from tallyboard_server.counters.model import Count, Fallback
 from tallyboard_server.counters.service import Counters
 from tallyboard_server.errors import OutcomeUnknown, TallyboardError
 from tallyboard_server.names import name_problem
@@ -45,7 +45,8 @@ class CounterServicer:
         )
         response = pb.IncrementResponse(duplicate=result.duplicate, journaled=result.journaled)
         if request.return_count:
-            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id))
+            fallback = Fallback.ANY_AGE if result.journaled else Fallback.NEVER
+            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id, fallback))
         return response
 
     def batch_increment(
@@ -109,14 +110,17 @@ class CounterServicer:
         """Reads one counter; the response of a count in memory is encoded once."""
         counter = request.counter
         validation.check_name("counter", counter)
-        staleness = validation.staleness(request.consistency, self._default_staleness)
-        if staleness is None:
-            return pb.GetCounterResponse(count=self._exact(caller, counter))
-        reader = self._counters.reader
-        count = reader.cached(caller.tenant, counter, staleness)
-        if count is None:
-            count = reader.get(caller.tenant, (counter,), staleness, caller.deadline)[0]
-        return _encoded(count)
+        consistency, reader = request.consistency, self._counters.reader
+        staleness = validation.staleness(consistency, self._default_staleness)
+        if staleness is not None:
+            count = reader.cached(caller.tenant, counter, staleness)
+            if count is not None:
+                return _encoded(count)
+        fallback = validation.fallback(consistency)
+        count = reader.get(caller.tenant, (counter,), staleness, caller.deadline, fallback)[0]
+        return (
+            pb.GetCounterResponse(count=to_proto(count)) if staleness is None else _encoded(count)
+        )
 
     def batch_get_counters(
         self, request: pb.BatchGetCountersRequest, caller: Caller
@@ -125,11 +129,9 @@ class CounterServicer:
         names = list(request.counters)
         validation.check_names("counters", names, MAX_READ)
         staleness = validation.staleness(request.consistency, self._default_staleness)
+        fallback = validation.fallback(request.consistency)
         reader = self._counters.reader
-        if staleness is None:
-            counts = reader.exact(caller.tenant, names, caller.deadline)
-        else:
-            counts = reader.get(caller.tenant, names, staleness, caller.deadline)
+        counts = reader.get(caller.tenant, names, staleness, caller.deadline, fallback)
         return pb.BatchGetCountersResponse(counts=[to_proto(count) for count in counts])
 
     def list_counters(
@@ -199,14 +201,21 @@ class CounterServicer:
             caller.tenant, request.counter, verb, request_id, caller.deadline
         )
 
-    def _exact(self, caller: Caller, counter: str) -> pb.Count:
+    def _exact(self, caller: Caller, counter: str, fallback: Fallback = Fallback.NEVER) -> pb.Count:
         reader = self._counters.reader
-        return to_proto(reader.exact(caller.tenant, (counter,), caller.deadline)[0])
+        counts = reader.get(caller.tenant, (counter,), None, caller.deadline, fallback)
+        return to_proto(counts[0])
 
-    def _exact_after_write(self, caller: Caller, counter: str, request_id: str) -> pb.Count:
+    def _exact_after_write(
+        self,
+        caller: Caller,
+        counter: str,
+        request_id: str,
+        fallback: Fallback = Fallback.NEVER,
+    ) -> pb.Count:
         """The count behind a write. Its failure must not invite a caller to write again."""
         try:
-            return self._exact(caller, counter)
+            return self._exact(caller, counter, fallback)
         except TallyboardError as error:
             if request_id:
                 raise

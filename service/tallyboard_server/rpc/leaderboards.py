@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tallyboard.v1 import leaderboards_pb2 as pb
+from tallyboard.v1.consistency_pb2 import Consistency
 from tallyboard_server.errors import InvalidArgument, NotFound, TallyboardError
 from tallyboard_server.leaderboards.model import (
+    Fallback,
     FoundEntries,
     Leaderboard,
     Source,
@@ -222,6 +224,7 @@ class LeaderboardServicer:
             staleness,
             caller.deadline,
             request.window,
+            validation.fallback(request.consistency),
         )
         if page.source is Source.CACHE:
             return self._encoded.of(page)
@@ -236,9 +239,11 @@ class LeaderboardServicer:
             "neighbors", request.neighbors, _DEFAULT_NEIGHBORS, _MAX_NEIGHBORS
         )
         method = rank_method(request.rank_method)
-        validation.staleness(request.consistency, self._default_staleness)
+        freshness = self._freshness(request.consistency)
         board, window = self._window(request.leaderboard_id, request.window, caller)
-        page = self._reader.around(board, window, member, score, neighbors, method, caller.deadline)
+        page = self._reader.around(
+            board, window, member, score, neighbors, method, caller.deadline, *freshness
+        )
         return entries.around_response(page)
 
     def list_entries_by_score(
@@ -248,7 +253,7 @@ class LeaderboardServicer:
         from_score, to_score = entries.bounds(request)
         size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
         method = rank_method(request.rank_method)
-        validation.staleness(request.consistency, self._default_staleness)
+        freshness = self._freshness(request.consistency)
         board, window = self._window(request.leaderboard_id, request.window, caller)
         page = self._reader.by_score(
             board,
@@ -261,6 +266,7 @@ class LeaderboardServicer:
             method,
             caller.deadline,
             request.window,
+            *freshness,
         )
         return entries.by_score_response(page)
 
@@ -270,9 +276,9 @@ class LeaderboardServicer:
         """Sums up one window."""
         percentiles = tuple(request.percentiles)
         entries.check_percentiles(percentiles)
-        validation.staleness(request.consistency, self._default_staleness)
+        freshness = self._freshness(request.consistency)
         board, window = self._window(request.leaderboard_id, request.window, caller)
-        stats = self._reader.stats(board, window, percentiles, caller.deadline)
+        stats = self._reader.stats(board, window, percentiles, caller.deadline, *freshness)
         return entries.stats_response(stats, percentiles)
 
     def delete_entry(
@@ -353,6 +359,13 @@ class LeaderboardServicer:
         caller: Caller,
     ) -> tuple[Leaderboard, FoundEntries]:
         method = rank_method(request.rank_method)
-        validation.staleness(request.consistency, self._default_staleness)
+        freshness = self._freshness(request.consistency)
         board, window = self._window(request.leaderboard_id, request.window, caller)
-        return board, self._reader.entries(board, window, members, method, caller.deadline)
+        return board, self._reader.entries(
+            board, window, members, method, caller.deadline, *freshness
+        )
+
+    def _freshness(self, consistency: Consistency) -> tuple[float | None, Fallback]:
+        """Seconds that an answer may be old, and whether Postgres may answer."""
+        staleness = validation.staleness(consistency, self._default_staleness)
+        return staleness, validation.fallback(consistency)

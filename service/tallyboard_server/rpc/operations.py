@@ -1,18 +1,26 @@
-"""OperationsService: status, checkpoints and snapshots."""
+"""OperationsService: status, checkpoints, snapshots, comparisons and rebuilds."""
+
+import time
+from collections.abc import Iterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
 from tallyboard.v1 import operations_pb2 as pb
 from tallyboard_server import __version__
+from tallyboard_server.errors import Unavailable
 from tallyboard_server.leaderboards.snapshots import Snapshots
 from tallyboard_server.operations import Operations, PartitionState
 from tallyboard_server.postgres.snapshots import SnapshotRow
+from tallyboard_server.recovery.findings import Difference, EntryName, Verified
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.entries import fill_entries
 from tallyboard_server.rpc.stack import Caller
 from tallyboard_server.rpc.stamps import set_moment
 
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1_000
+_DEFAULT_DIFFERENCES, _MAX_DIFFERENCES = 100, 1_000
+# What a rebuild may take, whatever the caller says.
+_MOST_SECONDS = 3_600.0
 
 
 class OperationsServicer:
@@ -43,6 +51,7 @@ class OperationsServicer:
             partitions=[_partition(partition) for partition in state.partitions],
             server_version=__version__,
             durability=self._durability,
+            journal_depth=state.journal_depth,
         )
         if state.checkpoint_lag is not None:
             response.checkpoint_lag.CopyFrom(_duration(state.checkpoint_lag))
@@ -50,20 +59,53 @@ class OperationsServicer:
 
     def checkpoint(self, request: pb.CheckpointRequest, caller: Caller) -> pb.CheckpointResponse:
         """A checkpoint now."""
-        validation.check_all(
-            "FIELD_INVALID",
-            (
-                (f"partitions[{i}]", f"must be from 0 to {self._partitions - 1}")
-                for i, partition in enumerate(request.partitions)
-                if not 0 <= partition < self._partitions
-            ),
-        )
+        self._check_partitions(request.partitions)
         result = self._operations.checkpoint(caller.deadline, list(request.partitions))
         return pb.CheckpointResponse(
             counters=result.counters,
             partitions=result.partitions,
             elapsed=_duration(result.seconds),
             entries=result.entries,
+        )
+
+    def verify(self, request: pb.VerifyRequest, caller: Caller) -> Iterator[pb.VerifyResponse]:
+        """Compares Redis with Postgres; takes as long as the caller waits."""
+        self._check_partitions(request.partitions)
+        most = validation.count(
+            "max_differences", request.max_differences, _DEFAULT_DIFFERENCES, _MAX_DIFFERENCES
+        )
+
+        def pause() -> None:
+            if not caller.context.is_active():
+                raise Unavailable("the caller broke off")
+
+        for found in self._operations.verify(list(request.partitions), most, pause):
+            yield _verified(found)
+
+    def rebuild_partition(
+        self, request: pb.RebuildPartitionRequest, caller: Caller
+    ) -> pb.RebuildPartitionResponse:
+        """Makes a partition of Redis anew; may take as long as the caller waits."""
+        validation.check_all("FIELD_INVALID", [("partition", self._problem(request.partition))])
+        left = caller.context.time_remaining()
+        deadline = time.monotonic() + min(_MOST_SECONDS if left is None else left, _MOST_SECONDS)
+        done = self._operations.rebuild(request.partition, deadline)
+        return pb.RebuildPartitionResponse(
+            counters=done.counters,
+            entries=done.entries,
+            journaled_batches=done.batches,
+            elapsed=_duration(done.seconds),
+        )
+
+    def list_tenants(
+        self, request: pb.ListTenantsRequest, caller: Caller
+    ) -> pb.ListTenantsResponse:
+        """Lists who has data."""
+        size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
+        page = self._operations.tenants(size, request.page_token or None)
+        return pb.ListTenantsResponse(
+            tenants=[pb.Tenant(**row._asdict()) for row in page.rows],
+            next_page_token=page.next_cursor or "",
         )
 
     def list_snapshots(
@@ -121,6 +163,46 @@ class OperationsServicer:
         )
         return pb.TakeSnapshotsResponse(leaderboards=leaderboards, snapshots=snapshots)
 
+    def _check_partitions(self, partitions: Sequence[int]) -> None:
+        if len(partitions) > self._partitions:
+            validation.check_size("partitions", len(partitions), self._partitions)
+        seen: set[int] = set()
+        problems: list[tuple[str, str | None]] = []
+        for i, partition in enumerate(partitions):
+            problem = "must not be repeated" if partition in seen else self._problem(partition)
+            problems.append((f"partitions[{i}]", problem))
+            seen.add(partition)
+        validation.check_all("FIELD_INVALID", problems)
+
+    def _problem(self, partition: int) -> str | None:
+        if 0 <= partition < self._partitions:
+            return None
+        return f"must be from 0 to {self._partitions - 1}"
+
+
+def _verified(found: Verified) -> pb.VerifyResponse:
+    return pb.VerifyResponse(
+        partition=found.partition,
+        counters=found.counters,
+        entries=found.entries,
+        difference_count=found.difference_count,
+        differences=map(_difference, found.differences),
+    )
+
+
+def _difference(found: Difference) -> pb.Difference:
+    made = pb.Difference(
+        tenant=found.tenant,
+        redis_value=found.redis,
+        postgres_value=found.postgres,
+        detail=found.detail,
+    )
+    if isinstance(found.subject, EntryName):
+        made.entry.CopyFrom(pb.EntryReference(**found.subject._asdict()))
+    else:
+        made.counter = found.subject
+    return made
+
 
 def _snapshot(leaderboard_id: str, row: SnapshotRow) -> pb.Snapshot:
     snapshot = pb.Snapshot(
@@ -138,7 +220,7 @@ def _snapshot(leaderboard_id: str, row: SnapshotRow) -> pb.Snapshot:
 def _partition(state: PartitionState) -> pb.PartitionStatus:
     status = pb.PartitionStatus(
         partition=state.partition,
-        state=pb.PARTITION_STATE_OPEN if state.open else pb.PARTITION_STATE_CLOSED,
+        state=pb.PartitionState.Value(f"PARTITION_STATE_{state.condition.value}"),
         dirty_keys=state.dirty_keys,
     )
     if state.checkpointed_at is not None:

@@ -138,7 +138,7 @@ class Server:
         pool = self._reads if method.name.startswith(_READS) else self._writes
         if method.full_name in _POSTGRES or method.containing_service.name == "OperationsService":
             pool = self._postgres
-        if method.client_streaming or (method.server_streaming and pool is self._writes):
+        if method.client_streaming or (method.server_streaming and pool is not self._reads):
             pool = self._streams
         if handle is None:
             behavior = self._missing(method)

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallyboard.v1.consistency_pb2 import Consistency
+from tallyboard_server.counters.model import Fallback
 from tallyboard_server.errors import FieldViolation, InvalidArgument
 from tallyboard_server.names import are_plain, name_problem
 
@@ -135,6 +136,13 @@ def staleness(consistency: Consistency, default: float) -> float | None:
         return default
     field, reason = "consistency.max_staleness", "CONSISTENCY_INVALID"
     return seconds(field, consistency.max_staleness, 0, MAX_STALENESS, reason) or None
+
+
+def fallback(consistency: Consistency) -> Fallback:
+    """Whether Postgres may answer: if the caller says how fresh the answer has to be, only then."""
+    if consistency.exact or consistency.HasField("max_staleness"):
+        return Fallback.FRESH
+    return Fallback.ANY_AGE
 
 
 def count(field: str, value: int, default: int, most: int, reason: str = "FIELD_INVALID") -> int:

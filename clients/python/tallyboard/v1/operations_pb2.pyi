@@ -30,7 +30,7 @@ class _PartitionState:
 class _PartitionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PartitionState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PARTITION_STATE_UNSPECIFIED: _PartitionState.ValueType  # 0
-    """Not known, because Redis can't be asked."""
+    """Not known, because neither store can be asked."""
     PARTITION_STATE_OPEN: _PartitionState.ValueType  # 1
     """Takes reads and writes."""
     PARTITION_STATE_CLOSED: _PartitionState.ValueType  # 2
@@ -44,7 +44,7 @@ class PartitionState(_PartitionState, metaclass=_PartitionStateEnumTypeWrapper):
     """What a partition does at the moment."""
 
 PARTITION_STATE_UNSPECIFIED: PartitionState.ValueType  # 0
-"""Not known, because Redis can't be asked."""
+"""Not known, because neither store can be asked."""
 PARTITION_STATE_OPEN: PartitionState.ValueType  # 1
 """Takes reads and writes."""
 PARTITION_STATE_CLOSED: PartitionState.ValueType  # 2
@@ -85,7 +85,9 @@ class GetStatusResponse(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     journal_depth: _builtins.int
-    """How many batches are in the journal and not in Redis yet."""
+    """How many batches are in the journal: not in Redis yet, or not in a checkpoint yet. Exact up to
+    10,000; above that an estimate that is never too small. 0 also while Postgres can't be asked.
+    """
     server_version: _builtins.str
     """The version of the server that answers, `1.4.2` for example."""
     durability: _builtins.str
@@ -602,14 +604,21 @@ class Difference(_message.Message):
     ENTRY_FIELD_NUMBER: _builtins.int
     REDIS_VALUE_FIELD_NUMBER: _builtins.int
     POSTGRES_VALUE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant that the value belongs to."""
     counter: _builtins.str
-    """A counter, by name; the values are its part in the partition."""
+    """A counter, by name; the values are its part in the partition. Where `detail` says so, they
+    are the sum of its parts and its total in Postgres, and the partition is its home.
+    """
     redis_value: _builtins.str
     """The value in Redis as a decimal number; unset if there is none."""
     postgres_value: _builtins.str
     """The value in Postgres as a decimal number; unset if there is none."""
+    detail: _builtins.str
+    """A few words for a person: what differs. The two values may be equal, when it is the moment or
+    the metadata of an entry.
+    """
     @_builtins.property
     def entry(self) -> Global___EntryReference:
         """A member's entry; the values are its score."""
@@ -622,10 +631,11 @@ class Difference(_message.Message):
         entry: Global___EntryReference | None = ...,
         redis_value: _builtins.str | None = ...,
         postgres_value: _builtins.str | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_postgres_value", b"_postgres_value", "_redis_value", b"_redis_value", "counter", b"counter", "entry", b"entry", "postgres_value", b"postgres_value", "redis_value", b"redis_value", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_postgres_value", b"_postgres_value", "_redis_value", b"_redis_value", "counter", b"counter", "entry", b"entry", "postgres_value", b"postgres_value", "redis_value", b"redis_value", "subject", b"subject", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_postgres_value", b"_postgres_value", "_redis_value", b"_redis_value", "counter", b"counter", "detail", b"detail", "entry", b"entry", "postgres_value", b"postgres_value", "redis_value", b"redis_value", "subject", b"subject", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__postgres_value: _TypeAlias = _typing.Literal["postgres_value"]  # noqa: Y015
     _WhichOneofArgType__postgres_value: _TypeAlias = _typing.Literal["_postgres_value", b"_postgres_value"]  # noqa: Y015

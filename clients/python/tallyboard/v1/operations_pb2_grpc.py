@@ -167,10 +167,13 @@ class OperationsServiceServicer:
     def Verify(self, request, context):
         """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
         a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-        that what is merely newer in Redis isn't a difference.
+        that what is merely newer in Redis isn't a difference. It may take as long as the caller's
+        deadline allows, which here isn't shortened to that of other calls.
 
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE). Differences are not errors.
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
+        before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
+        RESOURCE_EXHAUSTED). Differences are not errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +186,8 @@ class OperationsServiceServicer:
         meanwhile.
 
         Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE).
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
+        OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

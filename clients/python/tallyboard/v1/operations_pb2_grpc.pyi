@@ -80,10 +80,13 @@ class OperationsServiceStub:
     Verify: _grpc.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
     a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-    that what is merely newer in Redis isn't a difference.
+    that what is merely newer in Redis isn't a difference. It may take as long as the caller's
+    deadline allows, which here isn't shortened to that of other calls.
 
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE). Differences are not errors.
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
+    before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
+    RESOURCE_EXHAUSTED). Differences are not errors.
     """
     RebuildPartition: _grpc.UnaryUnaryMultiCallable[_operations_pb2.RebuildPartitionRequest, _operations_pb2.RebuildPartitionResponse]
     """Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
@@ -92,7 +95,8 @@ class OperationsServiceStub:
     meanwhile.
 
     Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE).
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
+    OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
     """
     ListTenants: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]
     """Lists the tenants that have data or a quota, by name, page by page.
@@ -165,10 +169,13 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Verify: _aio.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]  # type: ignore[assignment]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
     a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-    that what is merely newer in Redis isn't a difference.
+    that what is merely newer in Redis isn't a difference. It may take as long as the caller's
+    deadline allows, which here isn't shortened to that of other calls.
 
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE). Differences are not errors.
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
+    before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
+    RESOURCE_EXHAUSTED). Differences are not errors.
     """
     RebuildPartition: _aio.UnaryUnaryMultiCallable[_operations_pb2.RebuildPartitionRequest, _operations_pb2.RebuildPartitionResponse]  # type: ignore[assignment]
     """Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
@@ -177,7 +184,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     meanwhile.
 
     Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE).
+    POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
+    OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
     """
     ListTenants: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists the tenants that have data or a quota, by name, page by page.
@@ -283,10 +291,13 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.VerifyResponse], _abc.AsyncIterator[_operations_pb2.VerifyResponse]]:
         """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
         a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-        that what is merely newer in Redis isn't a difference.
+        that what is merely newer in Redis isn't a difference. It may take as long as the caller's
+        deadline allows, which here isn't shortened to that of other calls.
 
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (UNAVAILABLE). Differences are not errors.
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
+        before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
+        RESOURCE_EXHAUSTED). Differences are not errors.
         """
 
     @_abc_1.abstractmethod
@@ -301,7 +312,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         meanwhile.
 
         Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
-        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE).
+        POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
+        OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,7 @@ ALTER TABLE tallyboard.partitions
     -- How often the state has changed, and when it did last.
     ADD COLUMN changes bigint NOT NULL DEFAULT 0,
     ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now(),
-    -- The number of the last checkpoint. Redis holds the number of the last one that was begun, so
+    -- The number of the last checkpoint. Redis holds the number of the last one that was taken, so
     -- a Redis with a smaller one is older than what is here.
     ADD COLUMN version bigint NOT NULL DEFAULT 0,
     -- Incarnations that it had before: data under one of these may be thrown away.
@@ -29,6 +29,8 @@ CREATE TABLE tallyboard.journal (
     batch text NOT NULL,
     updates integer NOT NULL,
     written_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Whether its scores are in journal_entries, since the partition was journaled for last.
+    shown boolean NOT NULL DEFAULT false,
     UNIQUE (partition, link, sequence)
 );
 

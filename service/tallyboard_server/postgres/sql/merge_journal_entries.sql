@@ -21,6 +21,8 @@ WITH given AS (
     FROM given
     JOIN tallyboard.journal_entries AS held
         ON held.window_id = given.window_id AND held.member = given.member
+    -- The same order everywhere, so that two workers wait instead of deadlocking.
+    ORDER BY held.window_id, held.member
     FOR UPDATE OF held
 )
 UPDATE tallyboard.journal_entries AS held SET

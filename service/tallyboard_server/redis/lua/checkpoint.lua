@@ -7,9 +7,10 @@
 -- Answers: {"fenced", incarnation found or ""};
 --          {"older", number of the last checkpoint here}: this Redis has gone back;
 --          {"taken"}: another checkpoint has begun since the first step of this one;
---          {"ok", number of this checkpoint, dirty keys left, changed entries left (-1: not
---          counted), {key...}, {value or nil...}, {{entries' key, {member...}, {record or nil...}}
---          ...}, {{token, milliseconds to live, "s" or "h", value...}...}, {row in the journal...}}.
+--          {"ok", number of the last checkpoint here, which is this one if nothing is left, dirty
+--          keys left, changed entries left (-1: not counted), {key...}, {value or nil...},
+--          {{entries' key, {member...}, {record or nil...}}...}, {{token, milliseconds to live,
+--          "s" or "h", value...}...}, {row in the journal...}}.
 -- What an earlier checkpoint took and never finished is dirty again.
 -- The dirty set holds keys of counters, of tokens, and of windows' entries: which members of a window
 -- have changed is in a set of its own. These keys can't be passed as KEYS, for nobody knows them
@@ -53,8 +54,6 @@ end
 redis.call('SREM', KEYS[1], '')
 if ARGV[5] == 'first' then
   if redis.call('EXISTS', KEYS[2]) == 1 then give_back() end
-  version = math.max(version, ARGV[4] + 1)
-  redis.call('SET', KEYS[5], version)
   redis.call('SET', KEYS[3], ARGV[1])
 elseif redis.call('GET', KEYS[3]) ~= ARGV[1] then
   return {'taken'}
@@ -128,5 +127,11 @@ if left <= COUNTABLE then
   end
 end
 
-local rows = left == 0 and redis.call('SMEMBERS', KEYS[6]) or {}
+local rows = {}
+if left == 0 then
+  -- Each cut has a number of its own, that comes with it: a Redis with that number has all of it.
+  version = version + 1
+  redis.call('SET', KEYS[5], version)
+  rows = redis.call('SMEMBERS', KEYS[6])
+end
 return {'ok', version, left, entries_left, counters, values, entries, held_tokens, rows}

@@ -1,0 +1,121 @@
+"""What a link finds out about a Redis holds for everything that it sends there."""
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tallyboard_server.redis import keys
+from tallyboard_server.redis.calls import ScriptCall
+from tallyboard_server.redis.connection import Connection
+from tallyboard_server.redis.durability import Durability
+from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.link import Link
+from tallyboard_server.redis.operations import Part, Write
+from tests.redis.admission import REDIS_TIMEOUT, AdmitsAll
+from tests.redis.node import RedisNode
+from tests.waiting import wait_for
+
+_LIFE = "life"
+
+
+class Closing(AdmitsAll):
+    """Closes a partition at the admission of that number, from 1, and at all that follow."""
+
+    def __init__(self, fences: Fences, partition: int, at: int) -> None:
+        super().__init__()
+        self._fences = fences
+        self._partition = partition
+        self._left = at
+
+    def admit(self, connection: Connection) -> Durability:
+        self._left -= 1
+        if self._left <= 0:
+            self._fences.block(self._partition, _LIFE)
+        return super().admit(connection)
+
+
+class Linked:
+    """A link to one open partition of its own, and what it stranded; close it."""
+
+    def __init__(self, node: RedisNode, closes_at: int) -> None:
+        self.partition = uuid.uuid4().int >> 66
+        node.command("SET", keys.incarnation_key(self.partition), _LIFE)
+        self._node = node
+        self.stranded: list[Part | ScriptCall] = []
+        fences = Fences({self.partition: _LIFE})
+        self._link = Link(
+            node.url,
+            fences,
+            Closing(fences, self.partition, closes_at),
+            timeout=REDIS_TIMEOUT,
+            max_pending=100,
+            on_refused=lambda part, names: part.done(),
+            on_stranded=self._strand,
+            name="test",
+        )
+
+    def add(self) -> None:
+        """Adds 1, and waits until that is applied or stranded."""
+        over = threading.Event()
+        write = Write(over.set)
+        write.add(Part(write, self.partition, {self._key: 1}))
+        stranded = len(self.stranded)
+        self._link.submit(write.parts)
+        wait_for(lambda: over.is_set() or len(self.stranded) > stranded, "an outcome", 10.0)
+
+    @property
+    def value(self) -> int:
+        """What was added in Redis."""
+        return int(self._node.command("GET", self._key) or 0)
+
+    def close(self) -> None:
+        """Ends the link."""
+        self._link.close()
+
+    @property
+    def _key(self) -> str:
+        return keys.shard_key(self.partition, "acme", "post:42")
+
+    def _strand(self, items: Sequence[Part | ScriptCall], why: str) -> None:
+        self.stranded += items
+
+
+@pytest.fixture
+def linked(node: RedisNode) -> Iterator[Callable[[int], Linked]]:
+    """Opens a link whose partition is closed at its admission of that number."""
+    with ExitStack() as stack:
+        yield lambda at: stack.enter_context(closing(Linked(node, at)))
+
+
+def test_what_waited_for_the_first_connection_is_not_sent_to_a_partition_that_it_closed(
+    linked: Callable[[int], Linked],
+) -> None:
+    link = linked(1)
+    link.add()
+    assert (link.value, len(link.stranded)) == (0, 1)
+
+
+def test_what_is_sent_again_is_not_sent_to_a_partition_that_the_new_connection_closed(
+    node: RedisNode, linked: Callable[[int], Linked]
+) -> None:
+    link = linked(2)
+    link.add()
+    node.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    link.add()
+    assert (link.value, len(link.stranded)) == (1, 1)
+
+
+def test_what_was_sent_and_then_closed_is_stranded_as_sent_under_its_token(
+    node: RedisNode, linked: Callable[[int], Linked]
+) -> None:
+    """It may have been applied: only its own token tells."""
+    link = linked(2)
+    link.add()
+    node.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    link.add()
+    (call,) = link.stranded
+    assert isinstance(call, ScriptCall)
+    assert (call.sent, call.token and call.token.sequence) == (True, 2)
