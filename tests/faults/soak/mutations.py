@@ -63,7 +63,7 @@ MUTATIONS: Final = (
         "            write = Write(lambda: None)\n"
         "            parts(write)\n"
         "            self._store.submit(write.parts, 1)\n"
-        "            return False\n",
+        "            return WriteResult(False)\n",
         "fsynced",
         ("redis killed", "redis stopped and killed", "line to redis", "worker killed"),
     ),

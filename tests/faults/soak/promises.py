@@ -5,4 +5,4 @@ from typing import Final
 #: Whether every run ends with Verify. False: a service without it passes too.
 VERIFY_REQUIRED: Final = False
 #: Whether RebuildPartition has to be there.
-REBUILD_REQUIRED: Final = False
+REBUILD_REQUIRED: Final = True
