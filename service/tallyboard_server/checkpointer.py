@@ -214,7 +214,7 @@ class Checkpointer:
         )
 
     def _worth_waiting_for(self, busy: Sequence[int], unfinished: set[int]) -> list[int]:
-        """Those of the partitions that somebody has who will soon let go; the rest is unfinished."""
+        """Those of them that whoever has them soon lets go of; the rest is unfinished."""
         if not busy:
             return []
         with self._pool.connection() as conn:
