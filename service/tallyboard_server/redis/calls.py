@@ -27,7 +27,7 @@ MAX_DELTA = 1 << 52
 # What Redis says while it runs no commands, for a while.
 NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 # What Redis says while it takes no writes at all; nothing was applied.
-TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+_TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
@@ -292,12 +292,22 @@ def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
         if not said.startswith("NOSCRIPT"):
             outcome.not_ready = said
         outcome.send_rest(call, ())
-    elif said.startswith(TAKES_NO_WRITES):
+    elif takes_no_writes(said):
         outcome.away = said
         outcome.stranded.append(call)
     else:
         for part in call.parts:
             part.done(unanswered(part, said) if call.sent else redis_said(reply))
+
+
+def takes_no_writes(said: str) -> bool:
+    """Whether an error means that Redis takes no writes at all for now.
+
+    Before version 7, an error within a script has the command's own error in its text.
+    """
+    return said.startswith(_TAKES_NO_WRITES) or any(
+        f"-{word} " in said for word in _TAKES_NO_WRITES
+    )
 
 
 def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome: Outcome) -> None:
