@@ -29,11 +29,12 @@ from tallyboard_server.recovery.plans import ScorePlans
 from tallyboard_server.redis import definitions, scripts
 from tallyboard_server.redis.calls import (
     NOT_READY,
+    TAKES_NO_WRITES,
     CallToken,
     LinkSequences,
     ScriptCall,
     empty_call,
-    takes_no_writes,
+    error_of,
 )
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
 from tallyboard_server.redis.keys import (
@@ -324,8 +325,7 @@ class _Drain:
         if isinstance(reply, hiredis.ReplyError):
             # A new connection has the scripts, or finds the master.
             self._drainer.close()
-            said = str(reply)
-            is_away = takes_no_writes(said) or said.startswith((*NOT_READY, "NOSCRIPT"))
+            is_away = error_of(reply).startswith((*TAKES_NO_WRITES, *NOT_READY, "NOSCRIPT"))
             raise (RedisAway if is_away else NotReady)(f"Redis said: {reply}")
         verdict, details = reply[0], reply[1:]
         if verdict == b"ok":

@@ -1,5 +1,6 @@
 """Script calls: parts merged into one call a partition, and what its answer means for them."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ MAX_DELTA = 1 << 52
 # What Redis says while it runs no commands, for a while.
 NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 # What Redis says while it takes no writes at all; nothing was applied.
-_TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+# A script that heard it says where it was; before Redis 7 so of every error of a command.
+_FROM_SCRIPT = re.compile(f"^ERR .*?: -?(?=(?:{'|'.join(TAKES_NO_WRITES)}) )")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
@@ -265,6 +268,11 @@ def pack(*command: Any) -> bytes:
     return packed
 
 
+def error_of(reply: Exception) -> str:
+    """What went wrong, its kind first, also where a script was told."""
+    return _FROM_SCRIPT.sub("", str(reply))
+
+
 def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
     """Gives the parts of a call their outcomes, or puts them down to be sent again."""
     if isinstance(reply, hiredis.ReplyError):
@@ -285,29 +293,19 @@ def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -
 
 
 def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
-    said = str(reply)
+    said = error_of(reply)
     call.sent = call.doubtful
     outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
     if said.startswith(("NOSCRIPT", *NOT_READY)):
         if not said.startswith("NOSCRIPT"):
             outcome.not_ready = said
         outcome.send_rest(call, ())
-    elif takes_no_writes(said):
+    elif said.startswith(TAKES_NO_WRITES):
         outcome.away = said
         outcome.stranded.append(call)
     else:
         for part in call.parts:
             part.done(unanswered(part, said) if call.sent else redis_said(reply))
-
-
-def takes_no_writes(said: str) -> bool:
-    """Whether an error means that Redis takes no writes at all for now.
-
-    Before version 7, an error within a script has the command's own error in its text.
-    """
-    return said.startswith(_TAKES_NO_WRITES) or any(
-        f"-{word} " in said for word in _TAKES_NO_WRITES
-    )
 
 
 def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome: Outcome) -> None:
