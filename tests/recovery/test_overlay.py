@@ -199,6 +199,28 @@ def test_a_repeat_is_seen_once(two: _Two) -> None:
     assert keeper.durable_entries(board, "all") == {"ann": ("ann", 5.0, _NOON, b"")}
 
 
+def test_what_redis_never_answered_is_seen_once(two: _Two, node: RedisNode) -> None:
+    """Its partition was journaled for while it was on its way, row and all."""
+    keeper, desk = two.keeper, two.desks[0]
+    board = _board(keeper, UpdatePolicy.SUM, SortOrder.DESCENDING, 1)
+    (plan,) = keeper.plans(board, _WINDOWS)
+    two.open()
+    keeper.checkpointer.checkpoint_all()
+    node.pause()
+    try:
+        write = desk.submit(scores(plan, [("ann", 5.0, _NOON, b"")]))
+        if desk.settings.journals_first:
+            wait_for(lambda: keeper.rows() == 1, "its row")
+        keeper.close_all()
+        wait_for(lambda: write.over, "the write")
+    finally:
+        node.resume()
+    expected = {"ann": ("ann", 5.0, _NOON, b"")}
+    assert (write.journaled, keeper.durable_entries(board, "all")) == (True, expected)
+    two.open()
+    assert keeper.entries(board, "all") == expected
+
+
 def test_nothing_is_left_when_all_is_applied_and_checkpointed(two: _Two) -> None:
     keeper = two.keeper
     board = _board(keeper, UpdatePolicy.SUM, SortOrder.DESCENDING, 1)
