@@ -15,7 +15,13 @@ from tallyboard_server.counters.reads import CountReader
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.watch import CountSource
 from tallyboard_server.embedded import EmbeddedRedis
-from tallyboard_server.errors import NotFound, Overloaded, TallyboardError, Unavailable
+from tallyboard_server.errors import (
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    TallyboardError,
+    Unavailable,
+)
 from tallyboard_server.leaderboards.model import (
     Entry,
     Leaderboard,
@@ -415,6 +421,36 @@ def test_a_broken_source_ends_the_watchers_of_what_it_broke_on(
     assert [(error.reason, error.message) for error in broken.errors] == [
         ("INTERNAL", "internal error: ValueError")
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("away"),
+        Unavailable("closed", reason="PARTITION_UNAVAILABLE"),
+        Unavailable("away", reason="POSTGRES_UNAVAILABLE"),
+        DeadlineExceeded("silent"),
+        Overloaded("busy"),
+    ],
+    ids=lambda error: str(error),
+)
+def test_watches_stay_open_and_silent_while_a_store_is_away(
+    watches: Numbered, numbers: Numbers, error: TallyboardError
+) -> None:
+    subject = ("acme", "away")
+    seen, new, other = Listener(subject), Listener(subject), Listener()
+    add(watches, seen, other)
+    seen.got()
+    numbers.values[subject], numbers.errors[subject] = -5, error
+    before = numbers.reads[subject]
+    add(watches, new)
+    # Asked again, but not at every tick.
+    wait_for(lambda: numbers.reads[subject] >= before + 2, "two further reads")
+    other.got(len(other.messages) + 10)
+    assert (new.messages, seen.errors, new.errors) == ([], [], [])
+    del numbers.errors[subject]
+    new.got()
+    assert new.messages[0] == "None>-5"
 
 
 def test_a_send_that_fails_ends_its_watcher_only(watches: Numbered) -> None:

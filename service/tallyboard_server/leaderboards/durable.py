@@ -137,11 +137,11 @@ class DurableWindow:
             return _Spot(members.positions[name], entry.rank, place)
         place = Place(anchor.kind, float(anchor.score), updated_at, member)
         position = self._ranking.ahead_of(place)
-        if position > self._size:
-            return _Spot(self._size, self._size + 1)
-        rank = position + 1
+        rank = min(position, self._size) + 1
         if anchor.kind in "us":
             rank = self._rank_of(place.score, position)
+        if position > self._size:
+            return _Spot(self._size, rank)
         return _Spot(position, rank, place)
 
     def _spot_at(self, index: int) -> _Spot:
@@ -160,10 +160,15 @@ class DurableWindow:
     def _rank_of(self, score: float, position: int) -> int:
         """The rank of an entry with this score that has so many before it."""
         if self._method is RankMethod.ORDINAL or not position:
-            return position + 1
+            return min(position, self._size) + 1
         if self._method is RankMethod.COMPETITION:
-            return self._ranking.better([score])[0] + 1
-        return self._ranking.distinct_better([score])[0] + 1
+            return min(self._ranking.better([score])[0], self._size) + 1
+        if position <= self._size:
+            return self._ranking.distinct_better([score])[0] + 1
+        (worst,) = self._ranking.before(None, 1, skip=self._total - self._size)
+        # Behind the board's limit there are no further scores.
+        different, most = self._ranking.distinct_better([score, worst.score])
+        return min(different, most + 1) + 1
 
     def _rank(self, entries: Sequence[DurableEntry], position: int) -> list[Entry]:
         """Ranks entries that follow each other, the first of which has `position` before it."""
