@@ -233,8 +233,8 @@ def test_windows_are_summed_up(case: Case, conn: BoundedConnection) -> None:
         for index in indexes
         if index < size
     }
-    assert ranking.scores_at(indexes) == expected
-    assert ranking.scores_at([]) == {}
+    assert ranking.scores_at(indexes, size) == expected
+    assert ranking.scores_at([], size) == {}
     assert ranking.mean(size) == pytest.approx(sum(scores) / size)
 
 
@@ -255,7 +255,7 @@ def test_the_mean_of_extreme_scores(pool: Pool) -> None:
 def test_a_window_without_entries_is_empty(pool: Pool) -> None:
     with reading(pool, 5, 10) as conn:
         ranking = DurableRanking(conn, 42, SortOrder.DESCENDING, TieBreak.EARLIEST)
-        assert (ranking.size(), ranking.mean(0), ranking.scores_at([0])) == (0, None, {})
+        assert (ranking.size(), ranking.mean(0), ranking.scores_at([0], 0)) == (0, None, {})
         assert ranking.ahead_of(Place("b", 1, 1, "ann")) == 0
         assert ranking.behind(None, 9) == ranking.before(None, 9) == []
 

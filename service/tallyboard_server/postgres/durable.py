@@ -23,11 +23,16 @@ from tallyboard_server.postgres.statements import statement
 # been analyzed; so it may neither sort a window, nor read a table, nor keep one to look through.
 _METHODS: Final = ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "material", "sort")
 _BY_INDEX: Final = ";".join(
-    [*(f"SET LOCAL enable_{method} = off" for method in _METHODS), "SET LOCAL work_mem TO DEFAULT"]
+    [
+        *(f"SET LOCAL enable_{method} = off" for method in _METHODS),
+        "SET LOCAL enable_hashagg = on",
+        "SET LOCAL work_mem TO DEFAULT",
+    ]
 )
-_BY_TABLE: Final = ";".join(
-    [*(f"SET LOCAL enable_{method} = on" for method in _METHODS), "SET LOCAL work_mem = '64MB'"]
-)
+# With a journal, who reads a whole window needs more than an index: to look into every row, or to
+# put all scores into order.
+_BY_TABLE: Final = ";".join(f"SET LOCAL enable_{method} = on" for method in _METHODS)
+_BY_SCORE: Final = "SET LOCAL enable_hashagg = off;SET LOCAL work_mem = '64MB'"
 _BEGIN: Final = (
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
     # Many read at the same time; more processes would only get into each other's way.
@@ -284,24 +289,34 @@ class DurableRanking:
         order = _REVERSED[self._descending, self._earliest]
         return self._page(condition, order, place, limit, bounds, skip)
 
-    def scores_at(self, indexes: Sequence[int]) -> dict[int, Tie]:
-        """The scores at these indexes; those beyond the end are left out. Reads all scores."""
-        asked = sorted(set(indexes))
+    def scores_at(self, indexes: Sequence[int], size: int) -> dict[int, Tie]:
+        """The scores at these indexes, of which there are `size`; reads all scores.
+
+        What is beyond the end is left out.
+        """
+        # Read in ascending order, as indexes have them, whichever is the best.
+        held = {index for index in indexes if 0 <= index < size}
+        asked = sorted(size - 1 - index if self._descending else index for index in held)
         if not asked:
             return {}
-        order: LiteralString = "entry.score DESC" if self._descending else "entry.score"
         with self._weights() as weights:
-            query = statement("durable_scores").format(order=order, weights=weights)
-            ties = [Tie(*row) for row in self._execute(query, indexes=asked)]
-        return {index: tie for tie in ties for index in asked if tie.first <= index < tie.behind}
+            query = statement("durable_scores").format(weights=weights)
+            rows = self._execute(query, indexes=asked).fetchall()
+        ties = [Tie(*row) for row in rows]
+        if self._descending:
+            ties = [Tie(score, size - behind, size - first) for score, first, behind in ties]
+        return {index: tie for tie in ties for index in held if tie.first <= index < tie.behind}
 
     def mean(self, size: int) -> float | None:
         """The mean of all scores, of which there are `size`; reads the whole window."""
         if not size:
             return None
-        kept = _NOT_REPLACED if self._is_journaled else "true"
-        with self._whole():
-            row = self._execute(statement("durable_sum").format(kept=kept)).fetchone()
+        query = statement("durable_sum")
+        if self._is_journaled:
+            with self._planned(_BY_TABLE):
+                row = self._execute(query.format(kept=_NOT_REPLACED)).fetchone()
+        else:
+            row = self._execute(query.format(kept="true")).fetchone()
         small, large = row or (0.0, 0.0)
         return float(large) / size * _SCALE + float(small) / size
 
@@ -312,16 +327,16 @@ class DurableRanking:
     @contextmanager
     def _weights(self) -> Iterator[LiteralString]:
         """What a statement can read all scores from."""
-        with self._whole():
-            yield statement("durable_weights") if self._is_journaled else _STORED_WEIGHTS
+        if not self._is_journaled:
+            yield _STORED_WEIGHTS
+            return
+        with self._planned(_BY_SCORE):
+            yield statement("durable_weights")
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """For what reads the whole window: with a journal, more than an index helps."""
-        if not self._is_journaled:
-            yield
-            return
-        self._conn.execute(_BY_TABLE)
+    def _planned(self, how: LiteralString) -> Iterator[None]:
+        """Has the planner look for other ways."""
+        self._conn.execute(how)
         yield
         self._conn.execute(_BY_INDEX)
 
