@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from tallyboard_server.leaderboards.live import Members, Slice
 from tallyboard_server.leaderboards.model import Entry, Leaderboard, RankMethod
-from tallyboard_server.postgres.durable import DurableEntry, DurableRanking, Place
+from tallyboard_server.postgres.durable_ranking import DurableEntry, DurableRanking, Place
 from tallyboard_server.redis.rankings import Anchor
 
 _NO_MOMENT: Final = 0
