@@ -113,12 +113,16 @@ def test_postgres_starts_over_after_an_interrupted_first_start(short_folder: Pat
         assert server.answers()
 
 
-def test_postgres_ignores_a_pid_file_that_names_another_process(short_folder: Path) -> None:
+@pytest.mark.parametrize("text", ["{pid}\n{folder}\n", ""], ids=["another's", "empty"])
+def test_postgres_ignores_a_pid_file_that_names_no_server_of_its_own(
+    short_folder: Path, text: str
+) -> None:
+    """An empty one is left by a server that is killed at its start."""
     server = EmbeddedPostgres(short_folder)
     server.start()
     server.stop()
     pid_file = server.folder / "postmaster.pid"
-    pid_file.write_text(f"{os.getpid()}\n{server.folder}\n")
+    pid_file.write_text(text.format(pid=os.getpid(), folder=server.folder))
     os.chown(pid_file, server.folder.stat().st_uid, -1)
     with server:
         assert server.answers()

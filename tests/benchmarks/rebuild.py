@@ -104,6 +104,7 @@ def main(one: bool, profile: bool, **load: int) -> None:
 def _fill(conn: BoundedConnection, load: Load) -> None:
     """Puts into Postgres what checkpoints would have put there, in their order: by partition."""
     conn.execute(f"SET statement_timeout = '{_FILL_TIMEOUT:g}s'")
+    conn.execute("SET idle_in_transaction_session_timeout = 0")
     conn.answer_timeout = _FILL_TIMEOUT
     _copy(
         conn,

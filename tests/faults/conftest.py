@@ -52,3 +52,12 @@ def behind_proxy(proxy_of_module: Proxy, database: str) -> Iterator[RunningServi
     """A service with two workers that reaches Redis through the proxy only."""
     with RunningService(workers=2, redis_url=proxy_of_module.url, postgres_url=database) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def refusing(proxy_of_module: Proxy, database: str) -> Iterator[RunningService]:
+    """A service behind the same proxy that refuses what Redis does not take."""
+    with RunningService(
+        workers=1, redis_url=proxy_of_module.url, postgres_url=database, redis_outage="refuse"
+    ) as service:
+        yield service

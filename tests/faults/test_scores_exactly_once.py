@@ -44,6 +44,8 @@ from tests.service import RunningService
 from tests.waiting import wait_for
 
 _CUTS: Final = 30
+#: More writes than clients have under way: some of them began later.
+_MORE_THAN_UNDER_WAY: Final = 100
 #: More bytes than one call of a script has, and fewer than 2,000 scores are.
 _CUT_AFTER: Final = 60_000
 _STALL: Final = 3.0
@@ -69,6 +71,12 @@ def services(behind_proxy: RunningService) -> Iterator[Services]:
         workers=1, redis_url=behind_proxy.redis_url, postgres_url=behind_proxy.postgres_url
     ) as second:
         yield behind_proxy, second
+
+
+@pytest.fixture(scope="module")
+def refusing_services(refusing: RunningService, services: Services) -> Services:
+    """The same, but the first refuses what Redis does not take."""
+    return refusing, services[1]
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +111,13 @@ def test_a_bad_line_to_redis_loses_and_doubles_no_score(
 
 
 def test_scores_of_clients_that_move_between_services_count_once(
-    services: Services, proxy: Proxy
+    refusing_services: Services, proxy: Proxy
 ) -> None:
-    """Behind the proxy nothing is answered, so every write is sent again to the other service."""
-    with ScoreLoad(services[0].target, services[1].target, moves=True) as load:
+    """Nothing is answered, so what the first service was sent is sent again to the other one, which
+    journals it.
+    """
+    first, second = refusing_services
+    with ScoreLoad(first.target, second.target, moves=True) as load:
         for faults in (Faults(mute=True), Faults(black_hole=True)):
             load.wait_for_more(50)
             proxy.faults = faults
@@ -137,9 +148,8 @@ def test_a_killed_redis_loses_and_doubles_no_score(
         for _ in range(2):
             load.wait_for_more(100)
             if stalls_first:
-                failed = load.ledger.retries + 3
                 _stop(embedded, "redis")
-                wait_for(partial(_has_retried, load, failed), "failures")
+                load.wait_for_more(_MORE_THAN_UNDER_WAY)
             embedded.kill_child("redis")
         load.finish()
     assert load.differences() == ([], [])
@@ -180,14 +190,15 @@ def test_two_streams_of_one_producer_of_scores_at_once_count_once(
 
 @pytest.mark.parametrize("with_moments", [False, True], ids=["now", "with moments"])
 def test_a_large_batch_cut_in_the_middle_and_repeated_counts_once(
-    services: Services, proxy: Proxy, with_moments: bool
+    refusing_services: Services, proxy: Proxy, with_moments: bool
 ) -> None:
     """5,000 scores of many boards: three chunks, many partitions, sent again from elsewhere."""
+    first, second = refusing_services
     book, boards = Book(), []
     for policy, segments in _BOARDS * 2:
         if with_moments or policy != "LATEST":
             boards.append(uuid.uuid4().hex)
-            book.create(services[0].target, boards[-1], Rules(policy), segments=segments)
+            book.create(first.target, boards[-1], Rules(policy), segments=segments)
     scores = [
         new_score(boards[i % len(boards)], f"member{i % 1501}", with_moment=with_moments)
         for i in range(5000)
@@ -195,27 +206,34 @@ def test_a_large_batch_cut_in_the_middle_and_repeated_counts_once(
     request = batch_request(scores)
 
     def cut() -> int:
-        _fail(services[0].target, "BatchSubmitScores", request, proxy, Faults(cut_after=_CUT_AFTER))
-        return sum(len(entries(services[1].target, board)) for board in boards)
+        _fail(
+            first.target,
+            "BatchSubmitScores",
+            request,
+            proxy,
+            Faults(cut_after=_CUT_AFTER),
+        )
+        return sum(len(entries(second.target, board)) for board in boards)
 
     applied = wait_for(cut, "a part of it to be applied", timeout=90)
     answers = [
-        retried(service.target, "BatchSubmitScores", request, SCORES) for service in services[::-1]
+        retried(service.target, "BatchSubmitScores", request, SCORES) for service in (second, first)
     ]
     book.acknowledged(scores)
     every = len({(score.board, score.member) for score in scores})
     assert (applied < every, answers[0].failures, answers[1].failures) == (True, [], [])
-    assert (answers[1].duplicate, book.score_differences(services[0].target)) == (True, [])
+    assert (answers[1].duplicate, book.score_differences(first.target)) == (True, [])
 
 
 @pytest.mark.parametrize(("policy", "segments"), _BOARDS[:2])
 def test_a_score_whose_answer_was_lost_counts_once_when_it_comes_again(
-    services: Services, proxy: Proxy, policy: str, segments: int
+    refusing_services: Services, proxy: Proxy, policy: str, segments: int
 ) -> None:
-    board = _board(services[0].target, policy, segments=segments)
+    first, second = refusing_services
+    board = _board(first.target, policy, segments=segments)
     request = _submission(board, "ann", 5, return_ranks=False)
-    _fail(services[0].target, "SubmitScore", request, proxy, Faults(lose_reply_every=1))
-    answers = [retried(s.target, "SubmitScore", request, SCORES) for s in services[::-1]]
+    _fail(first.target, "SubmitScore", request, proxy, Faults(lose_reply_every=1))
+    answers = [retried(s.target, "SubmitScore", request, SCORES) for s in (second, first)]
     found = [(a.duplicate, [r.score for r in a.results]) for a in answers]
     assert found == [(True, [5, 5, 5]), (True, [5, 5, 5])]
 
@@ -224,14 +242,34 @@ def test_a_score_whose_answer_was_lost_counts_once_when_it_comes_again(
     ("policy", "reason"), [("SUM", "OUTCOME_UNKNOWN"), ("BEST", "REDIS_UNAVAILABLE")]
 )
 def test_a_lost_answer_to_a_score_without_an_id(
-    services: Services, proxy: Proxy, policy: str, reason: str
+    refusing_services: Services, proxy: Proxy, policy: str, reason: str
 ) -> None:
     """Nobody knows whether it counts; to send a best score again does no harm."""
-    board = _board(services[0].target, policy)
+    first, _ = refusing_services
+    board = _board(first.target, policy)
     request = pb.SubmitScoreRequest(submission=new_score(board, "ann").message())
     lost = proxy.lost_replies
-    error = _fail(services[0].target, "SubmitScore", request, proxy, Faults(lose_reply_every=1))
+    error = _fail(first.target, "SubmitScore", request, proxy, Faults(lose_reply_every=1))
     assert (reason_of(error), proxy.lost_replies > lost) == (reason, True)
+
+
+@pytest.mark.parametrize("policy", ["SUM", "BEST", "LATEST"])
+@pytest.mark.parametrize("with_id", [False, True], ids=["without an id", "with an id"])
+def test_a_score_that_was_applied_and_never_answered_is_journaled_and_counts_once(
+    services: Services, proxy: Proxy, policy: str, with_id: bool
+) -> None:
+    board = _board(services[0].target, policy)
+    request = _submission(board, "ann", 5)
+    if not with_id:
+        request.request_id = ""
+    proxy.faults = Faults(lose_reply_every=1)
+    with stub_of(services[0].target, SCORES) as stub:
+        answer = call("SubmitScore", request, stub)
+    proxy.faults = Faults()
+    repeats = [retried(s.target, "SubmitScore", request, SCORES) for s in services if with_id]
+    assert (answer.journaled, all(again.duplicate for again in repeats)) == (True, True)
+    found = entries(services[1].target, board)
+    assert {member: score.score for member, score in found.items()} == {"ann": 5}
 
 
 @pytest.mark.parametrize(("policy", "segments"), _BOARDS)
@@ -361,10 +399,18 @@ def test_a_board_made_anew_under_a_stream_holds_only_its_own_scores(
     assert set(diary.failures.values()) == {"LEADERBOARD_NOT_FOUND"}
 
 
+@pytest.mark.parametrize(
+    ("outage", "ends"),
+    [("journal", {"OK", "DEADLINE_EXCEEDED"}), ("refuse", {"UNAVAILABLE", "DEADLINE_EXCEEDED"})],
+)
 def test_scores_behind_a_stalled_redis_are_answered_and_count_once(
-    services: Services, redis_node: RedisNode
+    services: Services,
+    refusing: RunningService,
+    redis_node: RedisNode,
+    outage: str,
+    ends: set[str],
 ) -> None:
-    service = services[1]
+    service = services[1] if outage == "journal" else refusing
     pid = service.pid("worker-0")
     board = _board(service.target, "SUM")
     requests = [_submission(board, f"member{i % 50}", i + 1) for i in range(_CROWD)]
@@ -381,10 +427,7 @@ def test_scores_behind_a_stalled_redis_are_answered_and_count_once(
         expected[request.submission.member] += int(request.submission.score)
     found = {member: score.score for member, score in entries(service.target, board).items()}
     assert (found, service.pid("worker-0")) == (expected, pid)
-    assert (set(outcomes), late - lag.worst <= _LATE) == (
-        {"UNAVAILABLE", "DEADLINE_EXCEEDED"},
-        True,
-    )
+    assert (set(outcomes), late - lag.worst <= _LATE) == (ends, True)
 
 
 class _Diary(ScoreProducer):

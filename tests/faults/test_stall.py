@@ -1,5 +1,5 @@
 """A Redis that stalls, is gone or refuses: memory is bounded, deadlines are kept, errors are
-clear, and the service recovers by itself.
+clear where nothing is journaled, and the service recovers by itself.
 """
 
 import threading
@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tallyboard.v1 import counters_pb2
+from tests.faults import breaks
+from tests.faults.breaks import BREAKS, counts_again, paused
 from tests.faults.crowd import Crowd, MachineLag
 from tests.faults.ledger import CALL_TIMEOUT, Load, read, reason_of, retried, stub_of
 from tests.redis.node import RedisNode
@@ -47,15 +49,6 @@ class Stall:
     crowd: Counter[str] = field(default_factory=Counter)
     same_worker: bool = False
     recovered: bool = False
-
-
-@contextmanager
-def _paused(node: RedisNode) -> Iterator[None]:
-    node.pause()
-    try:
-        yield
-    finally:
-        node.resume()
 
 
 def _warm(target: str) -> None:
@@ -95,7 +88,7 @@ def _observe(service: RunningService, node: RedisNode) -> Stall:
     _warm(service.target)
     stall.memory_before = worker.memory_info().rss
     with (
-        _paused(node),
+        paused(node),
         Crowd(service.target, _CROWD, _CROWD_WAIT, _CROWD_SPREAD) as crowd,
     ):
         crowd.wait_until_sent()
@@ -114,22 +107,9 @@ def _observe(service: RunningService, node: RedisNode) -> Stall:
                 threads[-1].join(0.1)
         stall.lag = lag.worst
         stall.crowd = crowd.outcomes()
-    stall.recovered = _counts_again(service.target)
+    stall.recovered = counts_again(service.target)
     stall.same_worker = service.pid("worker-0") == pid
     return stall
-
-
-def _counts_again(target: str) -> bool:
-    """Waits until an increment counts."""
-    request = counters_pb2.IncrementRequest(counter="after", delta=1)
-
-    def attempt() -> bool:
-        with suppress(grpc.RpcError), stub_of(target) as stub:
-            stub.Increment(request, timeout=1.0)
-            return True
-        return False
-
-    return wait_for(attempt, "increments to count again", 10)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +160,10 @@ def test_the_service_recovers_without_a_restart(stall: Stall) -> None:
 
 @pytest.fixture(scope="module")
 def service(redis_node: RedisNode, database: str, stall: Stall) -> Iterator[RunningService]:
-    """A service with one worker and the usual settings."""
-    with RunningService(workers=1, redis_url=redis_node.url, postgres_url=database) as running:
+    """A service with one worker that refuses what Redis does not take."""
+    with RunningService(
+        workers=1, redis_url=redis_node.url, postgres_url=database, redis_outage="refuse"
+    ) as running:
         yield running
 
 
@@ -209,18 +191,18 @@ def _retry_delay(error: Any) -> float:
 def test_a_stalled_redis_is_given_up_long_before_the_deadline(
     service: RunningService, redis_node: RedisNode
 ) -> None:
-    with _paused(redis_node):
+    with paused(redis_node):
         started = time.monotonic()
         _failure(service.target, _request())
         seconds = time.monotonic() - started
-    _counts_again(service.target)
+    counts_again(service.target)
     assert seconds < CALL_TIMEOUT / 2
 
 
 def test_once_redis_is_known_to_stall_calls_fail_at_once(
     service: RunningService, redis_node: RedisNode
 ) -> None:
-    with _paused(redis_node):
+    with paused(redis_node):
         _failure(service.target, _request())
         with MachineLag() as lag, stub_of(service.target) as stub:
             with suppress(grpc.RpcError):
@@ -229,78 +211,19 @@ def test_once_redis_is_known_to_stall_calls_fail_at_once(
             with suppress(grpc.RpcError):
                 stub.Increment(_request(), timeout=CALL_TIMEOUT)
             seconds = time.monotonic() - started
-    _counts_again(service.target)
+    counts_again(service.target)
     assert seconds - lag.worst < 0.3
 
 
-def _stop_accepting(node: RedisNode) -> Callable[[], object]:
-    node.kill()
-    return node.start
-
-
-def _stall(node: RedisNode) -> Callable[[], object]:
-    node.pause()
-    return node.resume
-
-
-def _fill(node: RedisNode) -> Callable[[], object]:
-    node.command("CONFIG", "SET", "maxmemory", "1")
-    return lambda: node.command("CONFIG", "SET", "maxmemory", "0")
-
-
-def _make_read_only(node: RedisNode) -> Callable[[], object]:
-    node.command("REPLICAOF", "127.0.0.1", "1")
-    return lambda: node.command("REPLICAOF", "NO", "ONE")
-
-
-def _break_snapshots(node: RedisNode) -> Callable[[], object]:
-    """A snapshot that can't be renamed to its place fails, and Redis takes no more writes."""
-    (node.folder / "blocked.rdb" / "x").mkdir(parents=True, exist_ok=True)
-    node.command("CONFIG", "SET", "dbfilename", "blocked.rdb")
-    node.command("CONFIG", "SET", "save", "3600 1000000")
-    node.command("BGSAVE")
-    wait_for(lambda: b"rdb_last_bgsave_status:err" in _info(node), "the snapshot to fail")
-
-    def repair() -> None:
-        node.command("CONFIG", "SET", "save", "")
-        node.command("CONFIG", "SET", "dbfilename", "dump.rdb")
-
-    return repair
-
-
-def _info(node: RedisNode) -> bytes:
-    client = node.client()
-    try:
-        found: dict[str, Any] = client.info("persistence")
-    finally:
-        client.close()
-    return "".join(f"{name}:{value}\n" for name, value in found.items()).encode()
-
-
-_BREAKS: Final[dict[str, Callable[[RedisNode], Callable[[], object]]]] = {
-    "refuses connections": _stop_accepting,
-    "stalls": _stall,
-    "is full": _fill,
-    "is read-only": _make_read_only,
-    "has a bad disk": _break_snapshots,
-}
-
-
-@pytest.fixture(params=_BREAKS)
+@pytest.fixture(params=BREAKS)
 def broken(
     request: pytest.FixtureRequest, service: RunningService, redis_node: RedisNode
 ) -> Iterator[Callable[[], object]]:
     """Redis, broken in one way; call it to repair."""
-    _counts_again(service.target)
-    repairs = [_BREAKS[request.param](redis_node)]
-
-    def repair() -> None:
-        while repairs:
-            repairs.pop()()
-
-    yield repair
-    repair()
-    _counts_again(service.target)
+    counts_again(service.target)
+    with breaks.broken(redis_node, request.param) as repair:
+        yield repair
+    counts_again(service.target)
 
 
 def test_a_redis_that_fails_is_unavailable(
@@ -356,7 +279,7 @@ def test_a_redis_that_is_gone_for_long_comes_back(
 
         wait_for(still_failing, "3 s of failures")
     redis_node.start()
-    _counts_again(service.target)
+    counts_again(service.target)
     assert service.pid("worker-0") == pid
 
 

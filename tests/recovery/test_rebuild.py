@@ -272,6 +272,19 @@ def test_an_archived_window_that_was_written_to_stays(house: House) -> None:
     assert list(board.page(TODAY, page_size=100).entries) == before
 
 
+def test_a_closed_window_is_closed_where_nobody_has_a_score(house: House) -> None:
+    house.clock.now = NOON
+    board = house.new_board(windows="DAILY", segments=3)
+    board.submit("ann", 1)
+    house.new_keeper().checkpoint()
+    close(house, board, TODAY)
+    before = picture(house.redis, ALL)
+    rebuild(house)
+    assert picture(house.redis, ALL) == before
+    for place in board.partitions:
+        assert house.redis.hget(window_keys(place, board.key, TODAY).entries, "")[:1] == b"c"
+
+
 @pytest.mark.parametrize("segments", [1, 3])
 @pytest.mark.parametrize("archived", [False, True])
 def test_a_window_that_closes_while_it_is_loaded(

@@ -190,7 +190,8 @@ def test_what_is_sent_adds_up_to_what_was_asked_for(asked: list[Asked], random: 
 def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.DataObject) -> None:
     """Whatever Redis answers, and however often parts are taken apart and sent again.
 
-    What is stranded is journaled, and its row sent later.
+    What is stranded is journaled, and its row sent later. One whose sequence was forgotten by then
+    was applied by whoever drained the journal.
     """
     waiting: list[Operation | ScriptCall] = [one.part for one in asked]
     sequences, counted, rows = LinkSequences("link"), [], count(1)
@@ -203,15 +204,17 @@ def test_what_counted_is_what_callers_are_told(asked: list[Asked], data: st.Data
         replies = [[b"ok"] if last else _verdict(data, call) for call in calls]
         counted += [
             (call.partition, call.operations)
-            for call, reply in zip(calls, replies, strict=True)
-            if isinstance(reply, list) and reply[0] == b"ok"
+            for call, reply, made in zip(calls, replies, flush.calls, strict=True)
+            if reply == [b"ok"] or (reply == [b"old", 0] and made.row is not None)
         ]
         outcome = flush.settle(replies)
-        for part, _ in outcome.refused:
+        refused = outcome.refused + [(part, []) for _, over in outcome.amendments for part in over]
+        for part, _ in refused:
             part.done(Unavailable("refused"))
         for call in outcome.stranded:
             call.row = call.row or next(rows)
         waiting = [*flush.deferred, *outcome.again, *outcome.stranded]
+        waiting += [call.without(over) for call, over in outcome.amendments]
     told = [(one.partition, one.operations) for one in asked if one.applied]
     assert _sum(counted) == _sum(told) or waiting
 
@@ -457,9 +460,8 @@ def test_more_journaled_calls_than_a_flush_holds_wait_for_the_next_one() -> None
         (hiredis.ReplyError("NOSCRIPT x"), {"a": 1, "b": 2}),
         (hiredis.ReplyError("LOADING x"), {"a": 1, "b": 2}),
         ([b"seen", 1, b""], {"b": 2}),
-        ([b"refused", 2], {"a": 1}),
     ],
-    ids=["no script", "loading", "seen", "refused"],
+    ids=["no script", "loading", "seen"],
 )
 def test_what_is_left_of_a_journaled_call_goes_again_under_its_row(
     reply: Any, left: dict[str, int]
@@ -468,6 +470,34 @@ def test_what_is_left_of_a_journaled_call_goes_again_under_its_row(
     again = flush_of([call], LinkSequences("link")).settle([reply]).again
     found = calls_of(flush_of(again, LinkSequences("link")))
     assert [(sent_as(call), call.operations) for call in found] == [(("journal", 5, "7"), left)]
+
+
+def test_what_is_refused_of_a_journaled_call_leaves_its_row_before_anything_else() -> None:
+    call = journaled(Asked(0, {"a": 1}), Asked(0, {"b": 2}))
+    outcome = flush_of([call], LinkSequences("link")).settle([[b"refused", 2]])
+    (amendment,) = outcome.amendments
+    found = (outcome.again, outcome.refused, amendment.call, list(amendment.over.values()))
+    assert found == ([], [], call, [["b"]])
+
+
+@pytest.mark.parametrize("reply", [hiredis.ReplyError("NOSCRIPT x"), [b"fenced", b""]])
+def test_what_was_sent_before_an_answer_was_lost_keeps_its_token(reply: Any) -> None:
+    """Only its token can tell whether it was applied the first time."""
+    flush = flush_of([Asked(0, {"a": 1}).part], LinkSequences("link"))
+    for call in flush.calls:
+        call.sent = call.doubtful = True
+    outcome = flush.settle([reply])
+    kept = [*outcome.again, *outcome.stranded]
+    assert [(call.token, call.sent) for call in kept if isinstance(call, ScriptCall)] == [
+        (CallToken("link", 1), True)
+    ]
+
+
+def test_a_journaled_call_whose_sequence_was_forgotten_is_over() -> None:
+    """Others of its link were applied since, and so was it."""
+    asked = Asked(0, {"a": 1})
+    outcome = flush_of([journaled(asked)], LinkSequences("link")).settle([[b"old", 0]])
+    assert (outcome.again, asked.applied, asked.part.journaled) == ([], True, True)
 
 
 def test_a_journaled_call_of_repeats_only_is_still_noted() -> None:

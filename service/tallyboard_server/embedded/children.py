@@ -48,11 +48,14 @@ def end_process(process: subprocess.Popen[bytes], how: signal.Signals, timeout: 
 
 def stop_leftover(folder: Path, pid_file: str, how: signal.Signals, title: str) -> None:
     """Stop a server that a dead parent left on the folder; drop a pid file that names none."""
+    pid: int | None
     try:
         pid = int((folder / pid_file).read_text().splitlines()[0])
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return
-    if not _works_in(pid, folder):
+    except (ValueError, IndexError):
+        pid = None  # it was killed before it had written its number
+    if pid is None or not _works_in(pid, folder):
         (folder / pid_file).unlink(missing_ok=True)
         return
     for attempt, timeout in ((how, STOP_TIMEOUT), (signal.SIGKILL, _KILL_TIMEOUT)):

@@ -208,6 +208,39 @@ def add_batches(
         " %s::bigint[], %s::text[], %s::integer[], %s::boolean[]) ON CONFLICT DO NOTHING",
         (ids, partitions, links, sequences, texts, updates, are_shown),
     )
+    _add_increments(conn, increments)
+
+
+def rewrite_batch(
+    conn: psycopg.Connection[Any],
+    journal_id: int,
+    text: str,
+    updates: int,
+    increments: Sequence[Increment],
+    gone: Sequence[TokenOf],
+) -> None:
+    """Gives a row another content: some of its parts are not to be applied.
+
+    Args:
+        increments: what it adds to counters from now on.
+        gone: tokens of those parts; another row may have them.
+    """
+    conn.execute(
+        "UPDATE tallyboard.journal SET batch = %s, updates = %s WHERE journal_id = %s",
+        (text, updates, journal_id),
+    )
+    conn.execute("DELETE FROM tallyboard.journal_increments WHERE journal_id = %s", (journal_id,))
+    _add_increments(conn, [(journal_id, increment) for increment in increments])
+    conn.execute(
+        "DELETE FROM tallyboard.journal_tokens WHERE journal_id = %s AND (token, sequence) IN"
+        " (SELECT * FROM unnest(%s::text[], %s::bigint[]))",
+        (journal_id, [token for token, _ in gone], [sequence for _, sequence in gone]),
+    )
+
+
+def _add_increments(
+    conn: psycopg.Connection[Any], increments: Sequence[tuple[int, Increment]]
+) -> None:
     if increments:
         conn.execute(
             "INSERT INTO tallyboard.journal_increments (journal_id, tenant, counter, delta)"
@@ -359,7 +392,7 @@ def is_full(conn: psycopg.Connection[Any], most: int) -> bool:
     if depth(conn) < most:
         return False
     row = conn.execute(
-        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS some", (most,)
+        "SELECT count(*) FROM (SELECT FROM tallyboard.journal LIMIT %s) AS counted", (most,)
     ).fetchone()
     return row is not None and int(row[0]) >= most
 

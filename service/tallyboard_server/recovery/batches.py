@@ -123,6 +123,13 @@ def scores_in(text: str) -> Iterator[Scores]:
                 yield _scores_from(item)
 
 
+def tokens_in(text: str) -> Iterator[Token]:
+    """The callers' tokens of a call that is kept as this text."""
+    for part in json.loads(text)["parts"]:
+        if part["token"]:
+            yield Token(*part["token"])
+
+
 def scores_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Scores]:
     """The scores of a call, without those parts that are repeats."""
     for part in call.parts:

@@ -24,9 +24,17 @@ from tallyboard_server.postgres.journal import Batch, Standing
 from tallyboard_server.postgres.locks import locked
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery.batches import decode, encode
+from tallyboard_server.recovery.order import waves
 from tallyboard_server.recovery.plans import ScorePlans
 from tallyboard_server.redis import definitions, scripts
-from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, empty_call
+from tallyboard_server.redis.calls import (
+    NOT_READY,
+    CallToken,
+    LinkSequences,
+    ScriptCall,
+    empty_call,
+    takes_no_writes,
+)
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
 from tallyboard_server.redis.keys import (
     home_partition,
@@ -56,6 +64,10 @@ _log = structlog.get_logger(__name__)
 
 class NotReady(Exception):
     """Redis can't take the journal of a partition now: it doesn't have its life, or is away."""
+
+
+class RedisAway(NotReady):
+    """Redis can't take the journal of any partition now."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class Drainer:
                 return _Drain(self, conn, partition).run()
         except (ConnectionLost, NoAnswer) as error:
             self.close()
-            raise NotReady(f"Redis is away: {error}") from error
+            raise RedisAway(f"Redis is away: {error}") from error
 
     def close(self) -> None:
         """Ends the connection to Redis; the next drain opens another."""
@@ -218,11 +230,15 @@ class _Drain:
         self._conn = conn
         self._partition = partition
         self._applied: set[int] = set()
+        self._numbers: dict[Part, int] = {}  # of the parts of rows that are being applied
         self._done = 0
 
     def run(self) -> int:
         """Applies all rows and opens the partition; gives how many."""
         conn = self._conn
+        # Whoever has found it open before it was closed, and changes its rows, is waited for.
+        rows.lock_alone(conn, self._partition)
+        conn.commit()
         self._standing = self._check()
         self._plans = self._drainer.plans(conn)
         after = 0
@@ -274,22 +290,26 @@ class _Drain:
             raise NotReady(f"partition {self._partition} is being rebuilt")
 
     def _apply(self, batches: Sequence[Batch]) -> None:
-        waiting = []
+        calls = []
         for batch in batches:
             if batch.journal_id not in self._applied:
                 call = decode(self._partition, batch.text, self._plans.plan_of)
                 call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
-                waiting.append(call)
-        total = len(waiting)
-        for _ in range(_ATTEMPTS):
-            if not waiting:
-                break
-            waiting = self._send(waiting)
-        else:
-            raise NotReady(f"the journal of partition {self._partition} is refused again and again")
+                self._numbers.update((part, number) for number, part in enumerate(call.parts))
+                calls.append(call)
+        for wave in waves(calls):
+            self._apply_wave(wave)
+        self._numbers.clear()
         self._applied.update(batch.journal_id for batch in batches)
-        self._done += total
-        _DRAINED.inc(total)
+        self._done += len(calls)
+        _DRAINED.inc(len(calls))
+
+    def _apply_wave(self, waiting: Sequence[ScriptCall]) -> None:
+        for _ in range(_ATTEMPTS):
+            waiting = self._send(waiting)
+            if not waiting:
+                return
+        raise NotReady(f"the journal of partition {self._partition} is refused again and again")
 
     def _send(self, calls: Sequence[ScriptCall]) -> list[ScriptCall]:
         """Sends calls; gives those that have to be sent again, changed."""
@@ -302,7 +322,11 @@ class _Drain:
 
     def _settle(self, call: ScriptCall, reply: Any) -> ScriptCall | None:
         if isinstance(reply, hiredis.ReplyError):
-            raise NotReady(f"Redis said: {reply}")
+            # A new connection has the scripts, or finds the master.
+            self._drainer.close()
+            said = str(reply)
+            is_away = takes_no_writes(said) or said.startswith((*NOT_READY, "NOSCRIPT"))
+            raise (RedisAway if is_away else NotReady)(f"Redis said: {reply}")
         verdict, details = reply[0], reply[1:]
         if verdict == b"ok":
             return None
@@ -320,7 +344,8 @@ class _Drain:
     def _too_old(self, call: ScriptCall, parts: Sequence[Part]) -> ScriptCall:
         """Nobody can tell any more whether these were applied."""
         left = call.without(set(parts)) if parts else empty_call(self._partition)
-        self._reject(call, "SEQUENCE_TOO_OLD")
+        others = set(call.parts) - set(parts) if parts else ()
+        self._reject(call.without(others), "SEQUENCE_TOO_OLD")
         left.row = call.row
         # A name that was forgotten would be too old again.
         left.token = call.token if parts else CallToken(f"journal-{call.row}", 1)
@@ -335,14 +360,13 @@ class _Drain:
         narrow = self._drainer.not_wide(refused)
         if narrow:
             raise _ToWiden(narrow)
-        for number, part in enumerate(call.parts):
+        for part in call.parts:
             mine = [key for key in part.operations if key in refused]
             if not mine:
                 continue
-            tenant = parse_counter_key(mine[0].encode()).tenant
-            name = f"journal:{call.row}:{number}"
-            token = Token("r", request_key(self._partition, tenant, name), "", _TOKEN_TTL)
-            stand_in = Part(part.write, self._partition, part.operations, part.token or token)
+            stand_in = Part(
+                part.write, self._partition, part.operations, self._wide_token(call, part)
+            )
             for key in mine:
                 try:
                     fits = self._drainer.add_wide(stand_in, key)
@@ -352,6 +376,18 @@ class _Drain:
                     self._reject(call, "COUNTER_OUT_OF_RANGE")
             part.operations = {k: v for k, v in part.operations.items() if k not in mine}
         return _again(call, call.parts)
+
+    def _wide_token(self, call: ScriptCall, part: Part) -> Token:
+        """What makes wide additions of a part recognisable when its row is applied once more.
+
+        It is the one that a worker would give them; it outlives the time until then.
+        """
+        if part.token is not None:
+            return part.token._replace(ttl=max(part.token.ttl, _TOKEN_TTL))
+        tenant = parse_counter_key(next(iter(part.operations)).encode()).tenant
+        # Its number in the row as it was written: others may have left the call since.
+        name = f"journal:{call.row}:{self._numbers[part]}"
+        return Token("r", request_key(self._partition, tenant, name), "", _TOKEN_TTL)
 
     def _replan(self, call: ScoresCall, details: Sequence[bytes]) -> ScriptCall:
         """Does what the refusals ask for; the whole call goes again."""

@@ -7,10 +7,11 @@ durability `journaled` everything comes here first, and goes on to Redis with it
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from types import MappingProxyType
 from typing import Final
 
 import psycopg
@@ -23,10 +24,18 @@ from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
-from tallyboard_server.recovery.batches import encode, increments_of, scores_of
+from tallyboard_server.recovery.batches import encode, increments_of, scores_of, tokens_in
 from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall, unanswered
+from tallyboard_server.redis.calls import (
+    Amendment,
+    CallToken,
+    LinkSequences,
+    ScriptCall,
+    Why,
+    settle_seen,
+    unanswered,
+)
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
@@ -45,12 +54,23 @@ _UPDATES = Counter("tallyboard_journaled_updates", "Updates that were written to
 _log = structlog.get_logger(__name__)
 
 
+_Item = Part | ScriptCall | Amendment
+
+
 @dataclass(eq=False)
 class _Entry:
-    """A call on its way to the journal, and the number of its row."""
+    """A call on its way to the journal.
+
+    Attributes:
+        row: the number of its row.
+        over: of a call that has a row, parts that have to leave it.
+        may_be_amended: whether a transaction that takes them out may be committed.
+    """
 
     call: ScriptCall
     row: int | None = None
+    over: dict[Part, Why] | None = None
+    may_be_amended: bool = False
 
     @property
     def number(self) -> int:
@@ -67,9 +87,13 @@ class _Flush:
     Attributes:
         stays: over once it is committed.
         goes_on: sent to Redis then.
+        drained: in the journal for so long that the keeper has applied them.
         back: not journaled, for Redis takes it after all.
-        repeats: parts whose tokens the journal has already; they are written all the same, for only
-            Redis can tell whether the first one was applied, and count for reads once.
+        amended: calls whose rows lose some of their parts; what is left goes on.
+        lost: calls of which nobody can tell whether their rows have these parts.
+        repeats: parts whose tokens the journal has already, and the notes that it keeps with them;
+            they are written all the same, for only Redis can tell whether the first one was
+            applied, and count for reads once.
         may_be_committed: whether a commit was begun.
         hidden_for: seconds for which some worker may still think that a partition is open.
     """
@@ -77,8 +101,11 @@ class _Flush:
     entries: list[_Entry]
     stays: list[_Entry] = field(default_factory=list)
     goes_on: list[_Entry] = field(default_factory=list)
+    drained: list[_Entry] = field(default_factory=list)
     back: list[Part] = field(default_factory=list)
-    repeats: set[Part] = field(default_factory=set)
+    amended: list[_Entry] = field(default_factory=list)
+    lost: list[_Entry] = field(default_factory=list)
+    repeats: dict[Part, str] = field(default_factory=dict)
     may_be_committed: bool = False
     hidden_for: float = 0.0
 
@@ -116,7 +143,7 @@ class JournalWriter:
         self._journals_first = journals_first
         self._max_pending = max_pending
         self._max_rows = max_rows
-        self._queue: SimpleQueue[Part | ScriptCall | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
         self._down: str | None = None
         self._is_full = False
@@ -160,6 +187,15 @@ class JournalWriter:
                 self._waiting += _size(item)
                 self._queue.put(item)
 
+    def amend(self, amendments: Sequence[Amendment]) -> None:
+        """Takes parts out of the rows of their calls, before anything becomes of them."""
+        for amendment in amendments:
+            if self._down is not None:
+                _fail(amendment, self._down)
+            else:
+                self._waiting += _size(amendment)
+                self._queue.put(amendment)
+
     def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
         """Notes what a request id stands for; gives what it stood for first.
 
@@ -188,7 +224,7 @@ class JournalWriter:
                     continue
                 items = self._collect()
                 if items:
-                    self._write(_Flush([_Entry(call) for call in self._plan(items)]))
+                    self._write(_Flush(self._plan(items)))
                 self._look_at_depth()
             except psycopg.Error as error:
                 self._is_away(error)
@@ -196,9 +232,9 @@ class JournalWriter:
                 _log.exception("journal failed")
         self._disconnect()
 
-    def _collect(self) -> list[Part | ScriptCall]:
+    def _collect(self) -> list[_Item]:
         """What waits, or what comes within a while."""
-        items: list[Part | ScriptCall] = []
+        items: list[_Item] = []
         size = 0
         try:
             item = self._queue.get(timeout=_IDLE)
@@ -214,13 +250,16 @@ class JournalWriter:
         self._waiting = 0 if self._queue.empty() else max(0, self._waiting - size)
         return items
 
-    def _plan(self, items: Iterable[Part | ScriptCall]) -> list[ScriptCall]:
+    def _plan(self, items: Iterable[_Item]) -> list[_Entry]:
         """Calls that carry all of it; those that have a token keep it."""
-        calls: list[ScriptCall] = []
+        entries: list[_Entry] = []
         open_calls: dict[tuple[object, int], ScriptCall] = {}
         for item in items:
+            if isinstance(item, Amendment):
+                entries.append(_Entry(item.call, over=item.over))
+                continue
             if isinstance(item, ScriptCall):
-                calls.append(item)
+                entries.append(_Entry(item))
                 continue
             if item.write.abandoned and not item.write.sent:
                 item.done(Unavailable("given up before it was journaled"))
@@ -230,11 +269,11 @@ class JournalWriter:
             held = open_calls.get(place) if item.script in MERGING else None
             if held is None or not held.takes(item):
                 open_calls[place] = call = call_for(item)
-                calls.append(call)
-        for call in calls:
-            if call.token is None:
-                call.token = self._take_token(call.partition)
-        return calls
+                entries.append(_Entry(call))
+        for entry in entries:
+            if entry.call.token is None:
+                entry.call.token = self._take_token(entry.call.partition)
+        return entries
 
     def _take_token(self, partition: int) -> CallToken:
         token = self._sequences.take(partition)
@@ -261,7 +300,8 @@ class JournalWriter:
 
     def _commit(self, flush: _Flush) -> None:
         """The transaction; after a commit whose fate is unknown it changes nothing twice."""
-        flush.stays, flush.goes_on, flush.back = [], [], []
+        flush.stays, flush.goes_on, flush.drained = [], [], []
+        flush.back, flush.amended, flush.lost = [], [], []
         conn = self._connected()
         partitions = {entry.call.partition for entry in flush.entries}
         rows.lock_shared(conn, partitions)
@@ -273,6 +313,8 @@ class JournalWriter:
         if is_new:
             self._add(conn, flush, new)
         self._show(conn, flush, new if is_new else ())
+        for entry in flush.amended:
+            self._rewrite(conn, entry)
         flush.may_be_committed = True
         conn.commit()
         for entry in new:
@@ -285,7 +327,7 @@ class JournalWriter:
         self._follower.notice(standings)
         open_ones = {standing.partition for standing in standings if standing.state == OPEN}
         usable = {
-            standing.partition
+            standing.partition: standing
             for standing in standings
             if standing.partition in open_ones
             and self._store.away is None
@@ -293,9 +335,21 @@ class JournalWriter:
         }
         for entry in flush.entries:
             call = entry.call
-            if call.partition not in usable:
+            standing = usable.get(call.partition)
+            is_as_it_was = standing is not None and standing.changes == call.changes
+            if entry.over is not None and is_as_it_was:
+                flush.amended.append(entry)
+            elif entry.may_be_amended:
+                flush.lost.append(entry)
+            elif standing is None or entry.over is not None:
+                # A row that is whole is applied whole, or was, when its partition was drained.
                 flush.stays.append(entry)
+            elif call.row is not None and not is_as_it_was:
+                # Its partition was drained since, and the row may be gone: in another life of it
+                # nothing would tell that it was applied.
+                flush.drained.append(entry)
             elif self._journals_first:
+                call.changes, call.incarnation = standing.changes, standing.incarnation
                 flush.goes_on.append(entry)
             elif call.sent or (flush.may_be_committed and entry.row is not None):
                 # Redis or the journal may have it: under another token it could count twice.
@@ -354,6 +408,21 @@ class JournalWriter:
         )
 
     @staticmethod
+    def _rewrite(conn: BoundedConnection, entry: _Entry) -> None:
+        """Takes parts out of a row.
+
+        Nobody applies it meanwhile: whoever drains a partition waits first for all who found it
+        open, and since the row was written it has been open.
+        """
+        over = entry.over or {}
+        left = entry.call.without(over)
+        rows.rewrite_batch(
+            conn, entry.number, encode(left), _size(left), list(increments_of(left)),
+            [_token_of(part) for part in over if part.token is not None],
+        )  # fmt: skip
+        entry.may_be_amended = True
+
+    @staticmethod
     def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
         ids = [entry.row for entry in entries if entry.row is not None]
         return bool(ids) and bool(rows.batches_by_id(conn, ids))
@@ -367,10 +436,16 @@ class JournalWriter:
         if flush.hidden_for:
             self._look()
             self._closing.wait(flush.hidden_for)
-        for entry in flush.stays:
+        for entry in [*flush.stays, *flush.drained]:
             _end(entry.call, flush.repeats)
+        for entry in flush.lost:
+            _fail(Amendment(entry.call, entry.over or {}), "the answer to a commit was lost")
         self._send(flush.back)
         self._send([entry.call for entry in flush.goes_on])
+        self._send([entry.call.without(entry.over or {}) for entry in flush.amended])
+        for entry in flush.amended:
+            for part, why in (entry.over or {}).items():
+                self._store.turn_away(part, why)
 
     def _look(self) -> None:
         with suppress(psycopg.Error):
@@ -393,7 +468,7 @@ class JournalWriter:
     def _fail_all(flush: _Flush, why: str) -> None:
         for entry in flush.entries:
             entry.call.sent |= flush.may_be_committed and entry.row is not None
-            _fail(entry.call, why)
+            _fail(entry.call if entry.over is None else Amendment(entry.call, entry.over), why)
 
     def _connected(self) -> BoundedConnection:
         if self._conn is None or self._conn.closed:
@@ -444,7 +519,9 @@ def _both_away(why: str) -> Unavailable:
     return Unavailable(f"Redis does not take it, and neither does Postgres: {why}")
 
 
-def _size(item: Part | ScriptCall) -> int:
+def _size(item: _Item) -> int:
+    if isinstance(item, Amendment):
+        item = item.call
     if isinstance(item, ScriptCall):
         return sum(part.items for part in item.parts)
     return item.items
@@ -455,8 +532,8 @@ def _token_of(part: Part) -> TokenOf:
     return TokenOf(part.token.key, int(part.token.sequence or 0))
 
 
-def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> set[Part]:
-    """Those parts whose tokens another row, or another part of these, has already."""
+def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, str]:
+    """Parts whose tokens another row, or another part of these, has already; with their notes."""
     parts = [
         (part, entry.row)
         for entry in entries
@@ -467,24 +544,48 @@ def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> set[Part]:
     for part, row in parts:
         claimed.setdefault(_token_of(part), (part, row))
     if not claimed:
-        return set()
+        return {}
     held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
+    notes = _notes(conn, {row for token, row in held.items() if claimed[token][1] != row})
+    repeats = {}
+    for part, row in parts:
+        token = _token_of(part)
+        first = claimed[token][0]
+        if held[token] != row:
+            repeats[part] = notes.get(token, "")
+        elif first is not part and first.token is not None:
+            repeats[part] = first.token.note
+    return repeats
+
+
+def _notes(conn: BoundedConnection, ids: Collection[int]) -> dict[TokenOf, str]:
+    """What is kept with the tokens of rows."""
+    batches = rows.batches_by_id(conn, ids) if ids else []
     return {
-        part
-        for part, row in parts
-        if held[_token_of(part)] != row or claimed[_token_of(part)][0] is not part
+        TokenOf(token.key, int(token.sequence or 0)): token.note
+        for batch in batches
+        for token in tokens_in(batch.text)
     }
 
 
-def _end(call: ScriptCall, repeats: Collection[Part] = ()) -> None:
+def _end(call: ScriptCall, repeats: Mapping[Part, str] = MappingProxyType({})) -> None:
     """Its row is committed: whatever happens, it will be applied."""
     for part in call.parts:
         part.journaled = True
-        part.done(seen=part in repeats)
+        if part in repeats:
+            settle_seen(part, repeats[part])
+        else:
+            part.done()
 
 
-def _fail(item: Part | ScriptCall, why: str) -> None:
+def _fail(item: _Item, why: str) -> None:
     """Ends what is not in the journal with an error that says whether it may be sent again."""
+    if isinstance(item, Amendment):
+        # What stays in the row will be applied; of the rest, nobody can tell whether it is there.
+        for part in item.over:
+            part.done(unanswered(part, why))
+        _end(item.call.without(item.over))
+        return
     if isinstance(item, ScriptCall) and item.row is not None:
         _end(item)
         return

@@ -22,7 +22,7 @@ from tallyboard_server.postgres.journal import JOURNALING, OPEN, REBUILDING
 from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery import overlay
-from tallyboard_server.recovery.drain import Drainer, NotReady
+from tallyboard_server.recovery.drain import Drainer, NotReady, RedisAway
 from tallyboard_server.recovery.rebuild import PartitionBusy
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, journaled_key, version_key
@@ -164,9 +164,16 @@ class Restorer:
         return lost, foreign
 
     def _drain_all(self, partitions: Sequence[int]) -> None:
-        """Opens partitions one after the other: what waits for them comes back in turns."""
+        """Opens partitions one after the other: what waits for them comes back in turns.
+
+        One that can't be opened does not keep the others from it.
+
+        Raises:
+            NotReady, TallyboardError: of the last one that can't be.
+        """
         started, batches = time.monotonic(), 0
         opened: list[int] = []
+        trouble: NotReady | TallyboardError | None = None
         try:
             for partition in partitions:
                 if self._stopping.is_set():
@@ -176,6 +183,12 @@ class Restorer:
                     opened.append(partition)
                 except psycopg.errors.LockNotAvailable:
                     continue  # somebody else works on it
+                except RedisAway:
+                    raise
+                except (NotReady, TallyboardError) as error:
+                    trouble = error
+            if trouble is not None:
+                raise trouble
         finally:
             if opened:
                 seconds = round(time.monotonic() - started, 3)

@@ -24,9 +24,10 @@ LINK_TTL = 3 * 24 * 3600
 # A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
 MAX_DELTA = 1 << 52
 
-_NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
+# What Redis says while it runs no commands, for a while.
+NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 # What Redis says while it takes no writes at all; nothing was applied.
-TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+_TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
@@ -63,8 +64,12 @@ class ScriptCall:
     Attributes:
         token: its own, from the moment when it is packed, or journaled.
         row: its number in the journal, if it is there.
+        changes: of its partition's state, when it was journaled (see postgres/journal.py).
         sent: whether Redis may have applied it.
-        incarnation: what it was packed with.
+        doubtful: whether it was sent before, on a connection that was lost: only its token can tell
+            whether it was applied then.
+        incarnation: what it was packed with; of one that is in the journal, the only life of its
+            partition that it is for.
     """
 
     partition: int
@@ -75,7 +80,9 @@ class ScriptCall:
     tokens: dict[tuple[str, int | str], Part] = field(default_factory=dict)
     token: CallToken | None = None
     row: int | None = None
+    changes: int = 0
     sent: bool = False
+    doubtful: bool = False
     incarnation: str = ""
 
     def without(self, parts: Collection[Part]) -> "ScriptCall":
@@ -84,7 +91,9 @@ class ScriptCall:
         call = type(self)(self.partition, self.script) if left else empty_call(self.partition)
         for part in left:
             call.takes(part)
-        call.token, call.row = self.token, self.row
+        call.token, call.row, call.changes = self.token, self.row, self.changes
+        call.incarnation = self.incarnation
+        call.sent, call.doubtful = self.sent, self.doubtful
         return call
 
     @property
@@ -142,7 +151,8 @@ class ScriptCall:
         partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
         if self.token is None:
             self.token = sequences.take(partition)
-        self.incarnation = incarnation
+        if self.row is None or not self.incarnation:
+            self.incarnation = incarnation
         named = [
             keys.incarnation_key(partition),
             keys.dirty_key(partition),
@@ -152,7 +162,7 @@ class ScriptCall:
             *self.names(),
         ]
         arguments: list[Any] = [
-            incarnation, self.token.sequence, LINK_RING, LINK_TTL,
+            self.incarnation, self.token.sequence, LINK_RING, LINK_TTL,
             "" if self.row is None else self.row, "k" if keeps_tokens else "", len(tokens),
         ]  # fmt: skip
         for token in tokens:
@@ -170,18 +180,33 @@ class ScriptCall:
         """Takes the operations that can't be applied; nothing was."""
         names = list(self.operations)
         refused = {names[i - 1] for i in details}
-        over: set[Part] = set()
+        over: dict[Part, Why] = {}
         for part in self.parts:
             mine = [name for name in part.operations if name in refused]
             if mine:
-                outcome.refused.append((part, mine))
-                over.add(part)
-        outcome.send_rest(self, over)
+                over[part] = mine
+        outcome.take_out(self, over)
 
 
 def empty_call(partition: int) -> ScriptCall:
     """A call that does nothing but remember its token, and its row in the journal."""
     return ScriptCall(partition, scripts.ADD)
+
+
+#: Why a part has to leave a call: the keys that a shard can't hold; the error that it ends with;
+#: or None, it is to be sent by itself.
+Why = list[str] | TallyboardError | None
+
+
+class Amendment(NamedTuple):
+    """A call that is in the journal, and parts of which nothing was applied.
+
+    They must not be in its row any more before anything becomes of them: whoever applies the row
+    again would apply them too.
+    """
+
+    call: ScriptCall
+    over: dict[Part, Why]
 
 
 class Outcome:
@@ -194,6 +219,7 @@ class Outcome:
         fenced: partitions that are not what was expected, and what was.
         away: what Redis said if it takes no writes.
         refused: parts and the keys that a shard can't hold.
+        amendments: calls of the journal without some of their parts.
         not_ready: what Redis said if it runs no commands for now.
         reconnect: whether a new connection may help: it loads the scripts, or finds the master.
     """
@@ -206,17 +232,31 @@ class Outcome:
         self.away = ""
         self.not_ready = ""
         self.refused: list[tuple[Part, list[str]]] = []
+        self.amendments: list[Amendment] = []
         self.reconnect = False
 
     def send_rest(self, call: ScriptCall, over: Collection[Part]) -> None:
         """Puts down what is left of a call that was not applied, without those that are over.
 
-        A call that is in the journal stays what it is, so that its row is known to be dealt with.
+        A call that is in the journal stays what it is, so that its row is known to be dealt with,
+        and so does one that may have been applied when it was sent before.
         """
-        if call.row is not None:
+        if call.row is not None or call.doubtful:
             self.again.append(call.without(over))
         else:
             self.again += [part for part in call.parts if part not in over]
+
+    def take_out(self, call: ScriptCall, over: dict[Part, Why]) -> None:
+        """Ends or passes on parts that can't be applied; the rest of the call goes again."""
+        if call.row is not None:
+            self.amendments.append(Amendment(call, over))
+            return
+        for part, why in over.items():
+            if isinstance(why, list):
+                self.refused.append((part, why))
+            elif why is not None:
+                part.done(why)
+        self.send_rest(call, {part for part, why in over.items() if why is not None})
 
 
 def pack(*command: Any) -> bytes:
@@ -234,10 +274,11 @@ def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -
     if verdict == b"ok":
         _settle_applied(call, details, durable, outcome)
     elif verdict == b"fenced":
-        call.sent = False
+        call.sent = call.doubtful
         outcome.fenced[call.partition] = call.incarnation
         outcome.stranded.append(call)
     elif verdict == b"refused":
+        call.sent = call.doubtful = False
         call.refused(details, outcome)
     else:
         _settle_known(call, verdict, details, durable, outcome)
@@ -245,18 +286,28 @@ def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -
 
 def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
     said = str(reply)
-    call.sent = False
+    call.sent = call.doubtful
     outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
-    if said.startswith(("NOSCRIPT", *_NOT_READY)):
+    if said.startswith(("NOSCRIPT", *NOT_READY)):
         if not said.startswith("NOSCRIPT"):
             outcome.not_ready = said
         outcome.send_rest(call, ())
-    elif said.startswith(TAKES_NO_WRITES):
+    elif takes_no_writes(said):
         outcome.away = said
         outcome.stranded.append(call)
     else:
         for part in call.parts:
-            part.done(redis_said(reply))
+            part.done(unanswered(part, said) if call.sent else redis_said(reply))
+
+
+def takes_no_writes(said: str) -> bool:
+    """Whether an error means that Redis takes no writes at all for now.
+
+    Before version 7, an error within a script has the command's own error in its text.
+    """
+    return said.startswith(_TAKES_NO_WRITES) or any(
+        f"-{word} " in said for word in _TAKES_NO_WRITES
+    )
 
 
 def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome: Outcome) -> None:
@@ -275,6 +326,14 @@ def _settle_known(
     call: ScriptCall, verdict: bytes, details: list[Any], durable: bool, outcome: Outcome
 ) -> None:
     """Ends the parts whose tokens were known; the others go again."""
+    if verdict == b"old" and details == [0] and call.row is not None:
+        # Others of the link were applied since. Either it was too, or it is still in the journal.
+        for part in call.parts:
+            part.journaled = True
+            part.done()
+        return
+    if details != [0]:
+        call.sent = call.doubtful = False
     tokens = list(call.tokens.values())
     notes: dict[Part, bytes] = {}
     if verdict == b"seen":
@@ -285,7 +344,7 @@ def _settle_known(
     over: set[Part] = set()
     for part in call.parts:
         if part in notes:
-            _settle_seen(part, notes[part].decode(), durable)
+            settle_seen(part, notes[part].decode(), durable)
         elif part in too_old:
             part.done(SequenceTooOld(_TOO_OLD))
         elif link_too_old and part.token is None:
@@ -296,7 +355,13 @@ def _settle_known(
     outcome.send_rest(call, over)
 
 
-def _settle_seen(part: Part, note: str, durable: bool) -> None:
+def settle_seen(part: Part, note: str, durable: bool = True) -> None:
+    """Ends a part that is a repeat.
+
+    Args:
+        note: what was kept with its token.
+        durable: whether the first one is as durable as configured.
+    """
     if not durable:
         part.done(_not_durable(part))
     elif note and part.script is scripts.ADD_WIDE:

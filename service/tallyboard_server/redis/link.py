@@ -23,6 +23,7 @@ from tallyboard_server.errors import Overloaded, TallyboardError, Unavailable, s
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import (
     LINK_RING,
+    Amendment,
     CallToken,
     LinkSequences,
     Outcome,
@@ -88,6 +89,8 @@ class Link:
             answered, and why; takes it over.
         on_again: called on the link's thread with parts that have to be sent again under another
             token; None sends them from here.
+        on_amended: called on the link's thread with calls of the journal without some of their
+            parts; takes them over. Needed only by whoever sends such calls.
         keeps_tokens: whether tokens are part of checkpoints.
         name: for the thread and the log.
 
@@ -105,6 +108,7 @@ class Link:
         on_refused: Callable[[Part, list[str]], None],
         on_stranded: Stranded,
         on_again: Callable[[Part], None] | None = None,
+        on_amended: Callable[[Sequence[Amendment]], None] | None = None,
         keeps_tokens: bool = False,
         name: str,
     ) -> None:
@@ -117,6 +121,7 @@ class Link:
         self._on_refused = on_refused
         self._on_stranded = on_stranded
         self._on_again = on_again
+        self._on_amended = on_amended
         self._keeps_tokens = keeps_tokens
         self._queue: SimpleQueue[Operation | ScriptCall | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
@@ -239,6 +244,8 @@ class Link:
         self._applied.update(outcome.applied)
         for part, refused in outcome.refused:
             self._on_refused(part, refused)
+        if outcome.amendments and self._on_amended is not None:
+            self._on_amended(outcome.amendments)
         for partition, incarnation in outcome.fenced.items():
             self._fences.block(partition, incarnation)
         if outcome.reconnect:
@@ -248,6 +255,8 @@ class Link:
             self._open_breaker(outcome.away, [*outcome.stranded, *again])
             return
         if outcome.stranded:
+            if any(call.sent for call in outcome.stranded):
+                self._sequences = _new_name()
             self._on_stranded(outcome.stranded, CLOSED)
         if not outcome.not_ready:
             self._not_ready_since = None
@@ -291,6 +300,8 @@ class Link:
                 return list(self._connection.receive(flush.count))
             except (ConnectionLost, NoAnswer) as error:
                 self._disconnect()
+                for call in flush.calls:
+                    call.doubtful = call.sent
                 if isinstance(error, NoAnswer) or time.monotonic() > until:
                     raise
                 self._closing.wait(_RECONNECT_FIRST)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import Outcome as CallOutcome
-from tallyboard_server.redis.calls import ScriptCall
+from tallyboard_server.redis.calls import ScriptCall, Why
 from tallyboard_server.redis.operations import Part, Token, Write
 
 # A script call holds Redis up for about 6 µs an item and window.
@@ -431,16 +431,14 @@ class ScoresCall(ScriptCall):
                 continue
             for holder, _ in group.parts:
                 refusals.setdefault(holder, []).append(refusal)
-        over: set[Part] = set()
+        over: dict[Part, Why] = {}
         for part in self.parts:
             assert isinstance(part, ScorePart)
             if part in refusals:
-                part.done(ScoresRefused(refusals[part]))
-                over.add(part)
+                over[part] = ScoresRefused(refusals[part])
             elif part.alone and self.row is not None:
-                outcome.again.append(part)
-                over.add(part)
-        outcome.send_rest(self, over)
+                over[part] = None
+        outcome.take_out(self, over)
 
 
 def _outcome(rows: Sequence[tuple[Any, ...]]) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import ScriptCall, unanswered
+from tallyboard_server.redis.calls import Amendment, ScriptCall, Why, unanswered
 from tallyboard_server.redis.fences import Fences, closed
 from tallyboard_server.redis.link import CLOSED, Admission, Link
 from tallyboard_server.redis.operations import Command, Part, Read, Write
@@ -34,6 +34,13 @@ class Journal(Protocol):
 
     def take(self, items: Sequence[Part | ScriptCall], why: str) -> None:
         """Takes over what a link could not send, or sent without an answer."""
+        ...
+
+    def amend(self, amendments: Sequence[Amendment]) -> None:
+        """Takes parts out of rows, sends what is left of the calls on, and then `turn_away`s them.
+
+        When their rows were applied meanwhile, they are over instead.
+        """
         ...
 
     def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
@@ -75,6 +82,7 @@ class RedisStore:
         self.fences = fences
         self._journal: Journal | None = None
         self._journals_first = journals_first
+        self._on_refused = on_refused
         self._links = [
             Link(
                 url,
@@ -85,6 +93,7 @@ class RedisStore:
                 on_refused=on_refused,
                 on_stranded=self._strand,
                 on_again=self._journal_again if journals_first else None,
+                on_amended=self._amend,
                 keeps_tokens=journals_first,
                 name=name,
             )
@@ -110,13 +119,18 @@ class RedisStore:
         journal = self._journal
         if journal is None or any(part.script not in JOURNALED for part in parts):
             self._writes.submit(parts, size)
-        elif self._journals_first or self._writes.down is not None:
+        elif self._journals_first or self._writes.down is not None or self._are_closed(parts):
             journal.submit(parts, size)
         else:
             try:
                 self._writes.submit(parts, size)
             except Unavailable:  # since this moment
                 journal.submit(parts, size)
+
+    def _are_closed(self, parts: Sequence[Part]) -> bool:
+        """Whether a link would hand some of these to the journal, which has bounds of its own."""
+        expected = self.fences.expected
+        return any(expected(part.partition) is None for part in parts)
 
     def send_on(self, items: Sequence[Part | ScriptCall], size: int) -> None:
         """Sends what the journal has, or has no need of.
@@ -148,6 +162,19 @@ class RedisStore:
                 fail(item, why)
         if kept and self._journal is not None:
             self._journal.take(kept, why)
+
+    def _amend(self, amendments: Sequence[Amendment]) -> None:
+        assert self._journal is not None, "only a journal gives calls a row"
+        self._journal.amend(amendments)
+
+    def turn_away(self, part: Part, why: Why) -> None:
+        """Does with a part what has to be done when it is in no call any more."""
+        if isinstance(why, TallyboardError):
+            part.done(why)
+        elif why is None:
+            self._journal_again(part)
+        else:
+            self._on_refused(part, why)
 
     def _journal_again(self, part: Part) -> None:
         """A part that needs another token needs another row, too."""

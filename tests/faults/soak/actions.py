@@ -23,6 +23,7 @@ Lift = Callable[[], bool]
 CALL_TIMEOUT: Final = 10.0
 PARTITIONS: Final = 64
 _WORKERS: Final = 2
+_BETWEEN_CALLS: Final = 0.05
 
 
 @dataclass
@@ -195,20 +196,24 @@ def _window_closes(scene: Scene, fault: Fault) -> Lift:
 
 
 def _call(work: Callable[[Scene, Fault, Any], None], scene: Scene, fault: Fault) -> Lift:
-    """A call of OperationsService on a thread of its own, which may fail as a store may."""
+    """Calls of OperationsService until it is lifted, at least one; they may fail as a store may."""
+    over = threading.Event()
 
     def run() -> None:
-        try:
-            with stub_of(scene.stage.target, operations_pb2_grpc.OperationsServiceStub) as stub:
-                work(scene, fault, stub)
-        except grpc.RpcError as error:
-            if error.code() not in TRANSIENT:
-                scene.problems.append(f"{fault.name}: {error.code().name} {error.details()}")
+        while True:
+            try:
+                with stub_of(scene.stage.target, operations_pb2_grpc.OperationsServiceStub) as stub:
+                    work(scene, fault, stub)
+            except grpc.RpcError as error:
+                if error.code() not in TRANSIENT:
+                    scene.problems.append(f"{fault.name}: {error.code().name} {error.details()}")
+            if over.wait(_BETWEEN_CALLS):
+                return
 
     thread = threading.Thread(target=run, name=fault.name, daemon=True)
     scene.calls.append(thread)
     thread.start()
-    return _NOTHING
+    return _done(over.set)
 
 
 def _checkpoint(scene: Scene, fault: Fault, stub: Any) -> None:

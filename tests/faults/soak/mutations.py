@@ -21,12 +21,7 @@ from tests.faults.soak.runs import Plan, run
 
 _PACKAGE: Final = Path(tallyboard_server.__file__).parent
 _LINES: Final = ("line to redis", "redis killed", "worker killed")
-_CHECKPOINTS: Final = (
-    "line to postgres",
-    "postgres killed",
-    "postgres stopped and killed",
-    "keeper killed",
-)
+_CHECKPOINTS: Final = ("line to postgres loses requests", "checkpoint", "keeper killed")
 _WIPES: Final = ("redis wiped", "redis flushed", "redis restored from an old copy")
 
 
@@ -39,7 +34,7 @@ class Mutation:
         file: of the server package.
         old, new: the text that is there exactly once, and what is put in its place.
         durability: the level that finds it.
-        faults: the kinds of faults that find it soonest.
+        faults: those that find it soonest, see schedule.draw.
         seeds: how many schedules may be needed at most.
     """
 
@@ -68,7 +63,7 @@ MUTATIONS: Final = (
         "            write = Write(lambda: None)\n"
         "            parts(write)\n"
         "            self._store.submit(write.parts, 1)\n"
-        "            return False\n",
+        "            return WriteResult(False)\n",
         "fsynced",
         ("redis killed", "redis stopped and killed", "line to redis", "worker killed"),
     ),

@@ -3,6 +3,6 @@
 from typing import Final
 
 #: Whether every run ends with Verify. False: a service without it passes too.
-VERIFY_REQUIRED: Final = False
+VERIFY_REQUIRED: Final = True
 #: Whether RebuildPartition has to be there.
-REBUILD_REQUIRED: Final = False
+REBUILD_REQUIRED: Final = True

@@ -11,7 +11,7 @@ from tests.faults.proxy import Faults
 LEVELS: Final = ("fsynced", "journaled")
 #: Writes that are acknowledged before a schedule ends, if they are at all.
 WRITES: Final = 240
-COUNTER_KINDS: Final = ("with_id", "without_id", "batch", "stream", "once", "wide")
+COUNTER_KINDS: Final = ("with_id", "without_id", "batch", "stream", "wide")
 SCORE_KINDS: Final = ("one", "without_id", "many", "stream", "plain_stream")
 _FEWEST, _MOST = 3, 8
 _AT_ONCE: Final = 0.35
@@ -60,7 +60,7 @@ KINDS: Final = (
     Kind("client stopped", 1, 0.2, 1.5, ("client",)),
     Kind("line to redis", 8, 0.3, 1.5),
     Kind("line to postgres", 8, 0.3, 1.5),
-    Kind("checkpoint", 3),
+    Kind("checkpoint", 4, 0.1, 1.5),
     Kind("verify", 2),
     Kind("rebuild", 3),
     Kind("window closes", 3, 0.8, 2.5),
@@ -138,24 +138,28 @@ def draw(seed: int, durability: str, only: Sequence[str] = ()) -> Schedule:
     Args:
         seed: any number.
         durability: see LEVELS.
-        only: names of kinds to draw from, if not from all.
+        only: names of faults to draw from, if not from all: of kinds, or of a line and what it
+            does.
     """
     source = random.Random(f"schedule {seed} {durability}")
     kinds = [
         kind
         for kind in KINDS
-        if (durability == "journaled" or not kind.journaled) and (not only or kind.name in only)
+        if (durability == "journaled" or not kind.journaled)
+        and (not only or any(name.startswith(kind.name) for name in only))
     ]
     count = source.randint(_FEWEST, _MOST)
     chosen = source.choices(kinds, [kind.weight for kind in kinds], k=count)
     faults = [
-        _fault(source, kind, at) for kind, at in zip(chosen, _starts(source, count), strict=True)
+        _fault(source, kind, at, only)
+        for kind, at in zip(chosen, _starts(source, count), strict=True)
     ]
     return Schedule(
         seed=seed,
         durability=durability,
         faults=tuple(faults),
-        counters=tuple(source.sample(COUNTER_KINDS, source.randint(3, 5))),
+        # What is written once only shows what nothing later makes up for.
+        counters=("once", *source.sample(COUNTER_KINDS, source.randint(2, 4))),
         scores=tuple(source.sample(SCORE_KINDS, source.randint(2, 3))),
         has_client=any("client" in kind.places for kind in chosen) or source.random() < _HAS_CLIENT,
         stops_early=source.random() < _EARLY_STOP,
@@ -170,10 +174,11 @@ def _starts(source: random.Random, count: int) -> list[int]:
     return starts
 
 
-def _fault(source: random.Random, kind: Kind, at: int) -> Fault:
+def _fault(source: random.Random, kind: Kind, at: int, only: Sequence[str]) -> Fault:
     lasts = source.uniform(kind.shortest, kind.longest)
     which = source.randrange(1 << 16)
     if not kind.name.startswith("line"):
         return Fault(kind, at, lasts, which)
-    detail = source.choice(sorted(LINES))
+    wanted = [detail for detail in sorted(LINES) if f"{kind.name} {detail}" in only]
+    detail = source.choice(wanted or sorted(LINES))
     return Fault(kind, at, lasts, which, source.choice(LINES[detail]), detail)

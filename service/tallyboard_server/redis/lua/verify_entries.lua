@@ -22,8 +22,9 @@ for i, record in ipairs(records) do
   local member = ARGV[i + 2]
   local moment = record and ARGV[2] == 'e' and string.sub(record, 1, 8) or ''
   elements[i] = moment .. member
-  local is_newer = redis.call('SISMEMBER', KEYS[4], member) == 1
-    or redis.call('SISMEMBER', KEYS[5], member) == 1
+  local is_newer = changed > 0
+    and (redis.call('SISMEMBER', KEYS[4], member) == 1
+      or redis.call('SISMEMBER', KEYS[5], member) == 1)
   newer[i] = is_newer and 1 or 0
 end
 local scores = redis.call('ZMSCORE', KEYS[3], unpack(elements))
