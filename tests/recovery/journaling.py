@@ -12,12 +12,17 @@ from redis import Redis
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
+from tallyboard_server.leaderboards.boards import row_of
+from tallyboard_server.leaderboards.model import Leaderboard
 from tallyboard_server.leaderboards.service import now_micros
+from tallyboard_server.postgres.leaderboards import insert
 from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.admission import RedisAdmission
+from tallyboard_server.recovery.batches import Scores
 from tallyboard_server.recovery.drain import Drainer
 from tallyboard_server.recovery.journal import JournalWriter
+from tallyboard_server.recovery.plans import ScorePlans
 from tallyboard_server.recovery.rebuild import Rebuilder
 from tallyboard_server.recovery.service import hand_over, make_durable, window_loader
 from tallyboard_server.recovery.standing import PartitionFollower
@@ -26,7 +31,7 @@ from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.operations import Part, Token, Write
-from tallyboard_server.redis.scores import Columns, Plan, ScorePart, code_of
+from tallyboard_server.redis.scores import Columns, Plan, ScorePart, code_of, parse_record
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import control_client, open_stores
@@ -245,6 +250,63 @@ class Keeper:
         with connect(self._settings.postgres_url) as conn:
             cursor = conn.execute(query, arguments)
             return cursor.fetchall() if cursor.description else []
+
+    def create(self, board: Leaderboard) -> Leaderboard:
+        """Adds a board, and tells Redis of it."""
+        with self.pool.connection() as conn:
+            insert(conn, row_of(board))
+        self.run(self.drainer.publish(board))
+        return board
+
+    def plans(self, board: Leaderboard, windows: Sequence[str]) -> list[Plan]:
+        """Where scores for these windows of a board go, segment by segment."""
+        partitions = self._settings.partitions
+        with self.pool.connection() as conn:
+            plans = ScorePlans(conn, self._clock)
+            found = [
+                plans.plan_of(
+                    keys.segment_partition(
+                        board.tenant, board.leaderboard_id, segment, partitions
+                    ),
+                    Scores(
+                        board.tenant, board.leaderboard_id, board.board_key, tuple(windows),
+                        [], [], [], [],
+                    ),
+                )
+                for segment in range(board.segments)
+            ]  # fmt: skip
+        return [plan for plan in found if plan is not None]
+
+    def run(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        """Runs commands in Redis."""
+        for command in commands:
+            self.redis.execute_command(*command)
+
+    def entries(self, board: Leaderboard, window: str) -> dict[str, Row]:
+        """What Redis has of a window, by member."""
+        found: dict[str, Row] = {}
+        for partition in range(self._settings.partitions):
+            name = keys.window_keys(partition, board.board_key, window).entries
+            for member, data in self.redis.hgetall(name).items():
+                if member:
+                    record = parse_record(data, board.is_descending)
+                    row = (member.decode(), record.score, record.updated_at, record.metadata)
+                    found[member.decode()] = row
+        return found
+
+    def durable_entries(self, board: Leaderboard, window: str) -> dict[str, Row]:
+        """What reads find in Postgres of a window, journal included, by member."""
+        found: dict[str, Row] = {}
+        for table in ("leaderboard_entries", "journal_entries"):
+            rows = self.query(
+                "SELECT member, score, tallyboard.micros(updated_at), metadata"
+                f" FROM tallyboard.{table} JOIN tallyboard.leaderboard_windows USING (window_id)"
+                ' WHERE board_key = %s AND "window" = %s',
+                board.board_key,
+                window,
+            )
+            found.update((member, (member, *rest)) for member, *rest in rows)
+        return found
 
     def count(self, counter: str) -> int:
         """A counter's total in Redis."""

@@ -3,15 +3,13 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.errors import OutcomeUnknown, Overloaded, TallyboardError, Unavailable
 from tallyboard_server.redis import keys
 from tallyboard_server.redis.operations import Write
-from tests.postgres.support import new_database
+from tests.recovery import stores
 from tests.recovery.commits import LossyPostgres
 from tests.recovery.journaling import (
     TENANT,
@@ -27,19 +25,7 @@ from tests.recovery.journaling import (
 from tests.redis.node import RedisNode
 from tests.waiting import wait_for
 
-
-@pytest.fixture(scope="module")
-def node(session_folder: Path) -> Iterator[RedisNode]:
-    folder = session_folder / uuid.uuid4().hex[:8]
-    folder.mkdir()
-    with RedisNode(folder) as node:
-        yield node
-
-
-@pytest.fixture(scope="module")
-def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres_server) as url:
-        yield url
+node, database = stores.node, stores.database
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.errors import OutOfRange
-from tests.postgres.support import new_database
+from tests.recovery import stores
 from tests.recovery.journaling import (
     Desk,
     Keeper,
@@ -21,21 +19,9 @@ from tests.recovery.journaling import (
 from tests.redis.node import RedisNode
 from tests.waiting import wait_for
 
+node, database = stores.node, stores.database
+
 _MOST = 1 << 52
-
-
-@pytest.fixture(scope="module")
-def node(session_folder: Path) -> Iterator[RedisNode]:
-    folder = session_folder / uuid.uuid4().hex[:8]
-    folder.mkdir()
-    with RedisNode(folder) as node:
-        yield node
-
-
-@pytest.fixture(scope="module")
-def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres_server) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,8 @@ class ScriptCall:
         sent: whether Redis may have applied it.
         doubtful: whether it was sent before, on a connection that was lost: only its token can tell
             whether it was applied then.
-        incarnation: what it was packed with.
+        incarnation: what it was packed with; of one that is in the journal, the only life of its
+            partition that it is for.
     """
 
     partition: int
@@ -94,6 +95,7 @@ class ScriptCall:
         for part in left:
             call.takes(part)
         call.token, call.row, call.changes = self.token, self.row, self.changes
+        call.incarnation = self.incarnation
         call.sent, call.doubtful = self.sent, self.doubtful
         return call
 
@@ -152,7 +154,8 @@ class ScriptCall:
         partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
         if self.token is None:
             self.token = sequences.take(partition)
-        self.incarnation = incarnation
+        if self.row is None or not self.incarnation:
+            self.incarnation = incarnation
         named = [
             keys.incarnation_key(partition),
             keys.dirty_key(partition),
@@ -162,7 +165,7 @@ class ScriptCall:
             *self.names(),
         ]
         arguments: list[Any] = [
-            incarnation, self.token.sequence, LINK_RING, LINK_TTL,
+            self.incarnation, self.token.sequence, LINK_RING, LINK_TTL,
             "" if self.row is None else self.row, "k" if keeps_tokens else "", len(tokens),
         ]  # fmt: skip
         for token in tokens:
