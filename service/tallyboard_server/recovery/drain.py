@@ -97,7 +97,8 @@ class Drainer:
         connect: opens a connection to Redis.
         pool: connections to Postgres; two at a time are used.
         wide: applies what shards can't hold.
-        checkpoint: copies a partition to Postgres; None where nothing depends on it.
+        make_durable: copies partitions to Postgres, or raises TallyboardError; None where nothing
+            depends on it.
         load_window: see LoadWindow.
         partitions: how many there are.
         clock: the time now in µs since the epoch.
@@ -109,7 +110,7 @@ class Drainer:
         connect: Callable[[], Connection],
         pool: ConnectionPool[BoundedConnection],
         wide: WideCounters,
-        checkpoint: Callable[[int], object] | None,
+        make_durable: Callable[[Iterable[int]], None] | None,
         load_window: LoadWindow,
         partitions: int,
         clock: Callable[[], int],
@@ -119,7 +120,7 @@ class Drainer:
         self._connect = connect
         self._pool = pool
         self._wide = wide
-        self._checkpoint = checkpoint
+        self._make_durable = make_durable
         self._load_window = load_window
         self._partitions = partitions
         self._clock = clock
@@ -184,9 +185,9 @@ class Drainer:
         fits = self._wide.apply(part, key)
         _, partition, tenant, counter = parse_counter_key(key.encode())
         home = home_partition(tenant, counter, self._partitions)
-        if self._checkpoint is not None and home != partition:
+        if self._make_durable is not None and home != partition:
             # The row goes with a checkpoint of its own partition.
-            self._checkpoint(home)
+            self._make_durable((home,))
         return fits
 
     def not_wide(self, keys: Iterable[str]) -> set[tuple[str, str]]:
@@ -293,8 +294,7 @@ class _Drain:
         calls = []
         for batch in batches:
             if batch.journal_id not in self._applied:
-                call = decode(self._partition, batch.text, self._plans.plan_of)
-                call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
+                call = self._decode(batch)
                 self._numbers.update((part, number) for number, part in enumerate(call.parts))
                 calls.append(call)
         for wave in waves(calls):
@@ -303,6 +303,14 @@ class _Drain:
         self._applied.update(batch.journal_id for batch in batches)
         self._done += len(calls)
         _DRAINED.inc(len(calls))
+
+    def _decode(self, batch: Batch) -> ScriptCall:
+        try:
+            call = decode(self._partition, batch.text, self._plans.plan_of)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise NotReady(f"row {batch.journal_id} can't be read: {error!r}") from error
+        call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
+        return call
 
     def _apply_wave(self, waiting: Sequence[ScriptCall]) -> None:
         for _ in range(_ATTEMPTS):

@@ -31,7 +31,6 @@ from tallyboard_server.recovery.restorer import Restorer
 from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.pipe import Fenced, Pipe
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
@@ -77,22 +76,18 @@ class Restoring:
             _AnyLife(),
             timeout=settings.redis_timeout,
             max_pending=settings.max_pending_operations,
-            on_refused=_refused,
+            on_refused=lambda part, keys: wide.take_over(part, keys),
         )
         own.callback(store.close)
         checkpointer = Checkpointer(redis, pool, settings.partitions)
-        wide = WideCounters(
-            store,
-            _any_sharding(settings),
-            settings.call_timeout,
-            make_durable(checkpointer) if settings.journals_first else None,
-        )
+        durable = make_durable(checkpointer) if settings.journals_first else None
+        wide = WideCounters(store, _any_sharding(settings), settings.call_timeout, durable)
         own.callback(wide.close)
         drainer = Drainer(
             lambda: Connection(settings.redis_url, settings.redis_timeout),
             pool,
             wide,
-            checkpointer.checkpoint_partition if settings.journals_first else None,
+            durable,
             window_loader(settings, self._clock),
             settings.partitions,
             self._clock,
@@ -141,10 +136,6 @@ def make_durable(checkpointer: Checkpointer) -> Callable[[Iterable[int]], None]:
 def _any_sharding(settings: Settings) -> Sharding:
     """Wide counters look at every shard that any setting could give."""
     return Sharding(settings.partitions, settings.default_shards, {}, (), 1, 0)
-
-
-def _refused(part: Part, keys: list[str]) -> None:
-    part.done(Unavailable("a wide counter was not"))
 
 
 def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
