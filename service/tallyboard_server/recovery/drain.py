@@ -86,8 +86,17 @@ class _ToWiden(Exception):
         self.counters = counters
 
 
-#: Brings a window that only Postgres has back into a partition under its incarnation.
-LoadWindow = Callable[[Leaderboard, WindowRow, int, str], None]
+class _ToLoad(Exception):
+    """A window of a board has to come back from Postgres before the journal can be applied."""
+
+    def __init__(self, board: Leaderboard, row: WindowRow) -> None:
+        super().__init__(row)
+        self.board = board
+        self.row = row
+
+
+#: Brings a window that only Postgres has back into all partitions of its board.
+LoadWindow = Callable[[Leaderboard, WindowRow], None]
 
 
 class Drainer:
@@ -144,7 +153,11 @@ class Drainer:
                 # Without the lock: it takes checkpoints of all its shards.
                 for tenant, counter in found.counters:
                     self._wide.widen(tenant, counter)
-        raise NotReady(f"counters of partition {partition} become wide again and again")
+            except _ToLoad as found:
+                # Without the lock: it takes those of all segments, for reads take what Redis has
+                # of a window for the whole.
+                self._load_window(found.board, found.row)
+        raise NotReady(f"the journal of partition {partition} asks for more again and again")
 
     def _drain(self, partition: int) -> int:
         try:
@@ -175,10 +188,6 @@ class Drainer:
     def pack(self, call: ScriptCall, incarnation: str) -> bytes:
         """The command of a call that has a token."""
         return call.pack(_NO_SEQUENCES, incarnation, keeps_tokens=self._keeps_tokens)
-
-    def load_window(self, board: Leaderboard, row: WindowRow, standing: Standing) -> None:
-        """Brings back a window of an archive, into one partition."""
-        self._load_window(board, row, standing.partition, standing.incarnation)
 
     def add_wide(self, part: Part, key: str) -> bool:
         """Adds to a wide counter; False if it would leave its range."""
@@ -418,7 +427,7 @@ class _Drain:
         if refusal.code == "a":
             row = self._plans.window_row(board.board_key, refusal.subject)
             if row is not None:
-                self._drainer.load_window(board, row, self._standing)
+                raise _ToLoad(board, row)
         elif refusal.code == "r":
             for reply in self._drainer.connected().call(self._drainer.publish(board)):
                 if isinstance(reply, Exception):
