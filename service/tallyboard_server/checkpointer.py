@@ -30,6 +30,7 @@ from tallyboard_server.postgres.checkpoints import (
     write_tokens,
     write_values,
 )
+from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
@@ -191,7 +192,7 @@ class Checkpointer:
                 waiting |= dict.fromkeys(group, 0)
                 break
         unfinished.update(waiting)
-        for partition in sorted(done.busy):
+        for partition in self._worth_waiting_for(done.busy, unfinished):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
                 _add(done, self._cut([partition], deadline, LOCK_WAIT))
@@ -211,6 +212,16 @@ class Checkpointer:
             unfinished=tuple(sorted(unfinished)),
             older=tuple(sorted(done.older)),
         )
+
+    def _worth_waiting_for(self, busy: Sequence[int], unfinished: set[int]) -> list[int]:
+        """Those of them that whoever has them soon lets go of; the rest is unfinished."""
+        if not busy:
+            return []
+        with self._pool.connection() as conn:
+            standings = read_standings(conn, busy)
+        open_ones = {standing.partition for standing in standings if standing.state == OPEN}
+        unfinished.update(set(busy) - open_ones)
+        return sorted(open_ones)
 
     def checkpoint_partition(self, partition: int, limit: int = STEP) -> Copied:
         """Copies all that changed in one partition; gives how much that was.

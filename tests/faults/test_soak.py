@@ -115,7 +115,7 @@ _ENTRY: Final = (
     [
         (_in_redis(-1), rf"{_COUNTER} is \d+, acknowledged was \d+"),
         (_in_redis(+1), rf"{_COUNTER} is \d+, acknowledged was \d+"),
-        (_score_in_redis, r".* all: None instead of Score\(.*"),
+        (_score_in_redis, r".*: None instead of Score\(.*"),
         (
             _in_postgres(
                 f"UPDATE tallyboard.counters SET shards_value = shards_value + 1 {_WHERE}",

@@ -1,27 +1,24 @@
 """What tests of rebuilds share: the last checkpoint, and pictures of Redis."""
 
 import struct
-import uuid
 from typing import Any, Final
 
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer
-from tallyboard_server.leaderboards.checkpoints import write_taken_entries
-from tallyboard_server.postgres.checkpoints import write_values
 from tallyboard_server.postgres.pool import BoundedConnection
-from tallyboard_server.redis.keys import kind_of_key, version_key
+from tallyboard_server.redis.keys import kind_of_key
 
 # What a rebuild makes anew: no marks of changes, nothing that ends by itself.
 _COMPARED: Final = "cwbgozh"
 
 
 class LastCheckpoint:
-    """Stands for `Checkpointer.checkpoint_fenced`: copies what a marked partition holds.
+    """Makes last checkpoints, and can die of it.
 
     Attributes:
         made: the partitions that it was called for.
-        fails: raises before it does anything; `late`: after it has committed.
+        fails: dies before it does anything; `late`: after it has committed.
     """
 
     def __init__(self, redis: Redis, partitions: int) -> None:
@@ -35,21 +32,15 @@ class LastCheckpoint:
         self.made.append(partition)
         if self.fails:
             raise Killed
-        checkpoint = uuid.uuid4().hex
-        checkpointer: Any = Checkpointer(self._redis, None, self._partitions)  # type: ignore[arg-type]
-        version = int(self._redis.incr(version_key(partition)))
-        with conn.transaction():
-            taken = checkpointer._take_keys({partition: mark}, checkpoint, 100_000)
-            assert not taken.fenced
-            write_values(conn, taken.values, taken.read_at)
-            write_taken_entries(conn, taken.entries, taken.read_at)
-            conn.execute(
-                "UPDATE tallyboard.partitions SET version = %s WHERE partition = %s",
-                (version, partition),
-            )
+        pool: Any = None  # the caller's connection is all it takes
+        checkpointer = Checkpointer(self._redis, pool, self._partitions)
         if self.late:
-            raise Killed
-        checkpointer._forget_keys([partition], checkpoint)
+            checkpointer._forget_keys = _die  # type: ignore[method-assign]
+        checkpointer.checkpoint_fenced(conn, partition, mark)
+
+
+def _die(*_: object) -> None:
+    raise Killed
 
 
 class Killed(Exception):

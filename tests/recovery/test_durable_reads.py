@@ -214,6 +214,32 @@ def test_a_slow_postgres_is_left_at_the_deadline(pool: Pool) -> None:
         pass
 
 
+def test_all_the_reads_of_an_answer_end_by_the_deadline(pool: Pool) -> None:
+    reads = DurableReads(pool)
+    started = time.monotonic()
+
+
+    def read() -> None:
+        with reads.reading(soon(0.5)) as conn:
+            for _ in range(40):
+                conn.execute("SELECT pg_sleep(0.25)")
+
+    with pytest.raises(DeadlineExceeded):
+        read()
+    assert time.monotonic() - started < 5
+    with reads.reading(soon()) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_busy_postgres_is_not_away(pool: Pool) -> None:
+    with open_pool(pool.conninfo, max_size=1) as narrow:
+        reads = DurableReads(narrow)
+        with reads.reading(soon()), pytest.raises(Overloaded), reads.reading(soon()):
+            pass
+        with reads.reading(soon()):
+            pass
+
+
 def test_so_many_read_at_once(pool: Pool) -> None:
     with open_pool(pool.conninfo, max_size=20) as wide, ExitStack() as held:
         reads = DurableReads(wide)

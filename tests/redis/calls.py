@@ -59,7 +59,30 @@ class Caller:
         row: int | None = None,
         keeps_tokens: bool = False,
     ) -> list[Any]:
-        """The answer of a script behind the frame, under a new link sequence unless given.
+        """The answer of a script behind the frame, as `command` describes it."""
+        command = self.command(
+            script,
+            operations,
+            *tokens,
+            sequence=sequence,
+            incarnation=incarnation,
+            row=row,
+            keeps_tokens=keeps_tokens,
+        )
+        answer: Any = self.redis.execute_command(*command)
+        return list(answer)
+
+    def command(
+        self,
+        script: scripts.Script,
+        operations: Mapping[str, Any],
+        *tokens: Token,
+        sequence: int | None = None,
+        incarnation: str | None = None,
+        row: int | None = None,
+        keeps_tokens: bool = False,
+    ) -> tuple[Any, ...]:
+        """The command that calls a script behind the frame, under a new link sequence unless given.
 
         Args:
             row: its number in the journal.
@@ -78,7 +101,8 @@ class Caller:
         arguments += ("" if row is None else row, "k" if keeps_tokens else "", len(tokens))
         for token in tokens:
             arguments += (token.kind, f"{token.sequence}{token.note}", token.ttl)
-        return self._run(script, names, [*arguments, *operations.values()])
+        arguments += operations.values()
+        return ("EVAL", script.source, len(names), *names, *arguments)
 
     def add(
         self,

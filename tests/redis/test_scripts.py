@@ -1,6 +1,8 @@
 """The Lua scripts against every Redis that is installed."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
 from tallyboard_server.redis import keys, scripts
-from tallyboard_server.redis.calls import MAX_CALL_OPERATIONS, MAX_DELTA
+from tallyboard_server.redis.calls import (
+    MAX_CALL_OPERATIONS,
+    MAX_DELTA,
+    Outcome,
+    ScriptCall,
+    settle_call,
+)
+from tallyboard_server.redis.connection import Connection
 from tests.redis.calls import LINK_RING, Caller
 from tests.redis.node import RedisNode
 
@@ -394,14 +403,30 @@ def test_a_wide_counter_stays_within_64_bits(
     assert caller.redis.get(caller.wide("post:42")) == str(after).encode()
 
 
-def test_a_full_redis_refuses_additions_with_an_error(full: Caller) -> None:
-    with pytest.raises(ResponseError):
-        full.add("post:42", 1)
+@pytest.mark.parametrize("script", [scripts.ADD, scripts.ADD_WIDE], ids=["add", "add wide"])
+def test_a_full_redis_is_no_reason_to_say_out_of_range(
+    full: Caller, script: scripts.Script
+) -> None:
+    with pytest.raises(ResponseError, match="used memory"):
+        full.redis.execute_command(*_into_full(full, script))
 
 
-def test_a_full_redis_is_no_reason_to_say_out_of_range(full: Caller) -> None:
-    with pytest.raises(ResponseError):
-        full.call(scripts.ADD_WIDE, {full.wide("post:42"): 1})
+@pytest.mark.parametrize("script", [scripts.ADD, scripts.ADD_WIDE], ids=["add", "add wide"])
+def test_what_a_full_redis_says_is_understood_by_the_link(
+    node: RedisNode, full: Caller, script: scripts.Script
+) -> None:
+    """Each version, and each script, puts something else before it."""
+    with closing(Connection(node.url, 5.0)) as connection:
+        (reply,) = connection.call([_into_full(full, script)])
+    outcome = Outcome()
+    settle_call(ScriptCall(0, script), reply, True, outcome)
+    assert outcome.away.startswith("OOM")
+
+
+def _into_full(full: Caller, script: scripts.Script) -> tuple[Any, ...]:
+    """A command that needs memory."""
+    key = full.shard("post:42") if script is scripts.ADD else full.wide("post:42")
+    return full.command(script, {key: 1})
 
 
 @pytest.fixture

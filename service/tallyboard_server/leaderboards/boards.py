@@ -42,6 +42,7 @@ from tallyboard_server.postgres.entries import window_rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis import definitions
+from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import (
     definition_key,
     home_partition,
@@ -236,6 +237,8 @@ class Boards:
             now = self._clock()
             new = replace(change(old), revision=max(old.revision + 1, now), updated_at=now)
             locked = locked_changes(old, new)
+            if locked:
+                self._check_open(old)
             if locked and not may_fence:
                 raise _FencesFirst(board_key)
             if locked:
@@ -371,6 +374,18 @@ class Boards:
             self.partitions,
         )
         self._store.commands(commands, deadline)
+
+    def _check_open(self, board: Leaderboard) -> None:
+        """Checks that no scores wait in a journal: they were acknowledged under this definition.
+
+        Raises:
+            Unavailable: a partition of the board is not open.
+        """
+        for partition in definitions.partitions_of(
+            board.tenant, board.leaderboard_id, board.segments, self.partitions
+        ):
+            if self._store.fences.expected(partition) is None:
+                raise closed(partition)
 
     def _check_empty(
         self, board: Leaderboard, changes: "builtins.list[str]", conn: Any, deadline: float

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from tallyboard_server.leaderboards.live import Members, Slice
 from tallyboard_server.leaderboards.model import Entry, Leaderboard, RankMethod
-from tallyboard_server.postgres.durable import DurableEntry, DurableRanking, Place
+from tallyboard_server.postgres.durable_ranking import DurableEntry, DurableRanking, Place
 from tallyboard_server.redis.rankings import Anchor
 
 _NO_MOMENT: Final = 0
@@ -109,7 +109,9 @@ class DurableWindow:
         (worst,) = self._ranking.before(None, 1, skip=self._total - self._size)
         found = {0: best.score, last: worst.score}
         between = [index for index in indexes if 0 < index < last]
-        found |= {at: tie.score for at, tie in self._ranking.scores_at(between).items()}
+        found |= {
+            at: tie.score for at, tie in self._ranking.scores_at(between, self._total).items()
+        }
         return [found[index] for index in indexes if index in found]
 
     def _bounds(self, least: float | None, greatest: float | None) -> tuple[int, int]:
@@ -151,7 +153,7 @@ class DurableWindow:
             return _Spot(0, 1)
         start, skip = None, index
         if index > _FAR:
-            tie = self._ranking.scores_at([index])[index]
+            tie = self._ranking.scores_at([index], self._total)[index]
             start, skip = Place("u", tie.score), index - tie.first
         (entry,) = self._ranking.behind(start, 1, skip=skip)
         place = Place("b", entry.score, entry.updated_at, entry.member)

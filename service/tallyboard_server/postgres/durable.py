@@ -1,20 +1,17 @@
 """What Postgres knows without Redis: checkpoints with the journal on top.
 
-Callers hold the transaction, whose reads have to see one moment (see `reading`). Moments are
-microseconds since 1970-01-01T00:00:00Z, indexes count from 0.
+Callers hold the transaction, whose reads have to see one moment (see `reading`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from tallyboard_server.leaderboards.model import SortOrder, TieBreak
-from tallyboard_server.postgres.entries import ranking
 from tallyboard_server.postgres.journal import OPEN
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.postgres.statements import statement
@@ -22,38 +19,23 @@ from tallyboard_server.postgres.statements import statement
 # Answers have to come from indexes whatever the planner thinks of the tables, which may never have
 # been analyzed; so it may neither sort a window, nor read a table, nor keep one to look through.
 _METHODS: Final = ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "material", "sort")
-_BY_INDEX: Final = ";".join(
-    [*(f"SET LOCAL enable_{method} = off" for method in _METHODS), "SET LOCAL work_mem TO DEFAULT"]
+BY_INDEX: Final = ";".join(
+    [
+        *(f"SET LOCAL enable_{method} = off" for method in _METHODS),
+        "SET LOCAL enable_hashagg = on",
+        "SET LOCAL work_mem TO DEFAULT",
+    ]
 )
-_BY_TABLE: Final = ";".join(
-    [*(f"SET LOCAL enable_{method} = on" for method in _METHODS), "SET LOCAL work_mem = '64MB'"]
-)
+# With a journal, who reads a whole window needs more than an index: to look into every row, or to
+# put all scores into order.
+BY_TABLE: Final = ";".join(f"SET LOCAL enable_{method} = on" for method in _METHODS)
+BY_SCORE: Final = "SET LOCAL enable_hashagg = off;SET LOCAL work_mem = '64MB'"
+_GRACE: Final = 0.1
 _BEGIN: Final = (
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
     # Many read at the same time; more processes would only get into each other's way.
-    f"SET LOCAL max_parallel_workers_per_gather = 0;{_BY_INDEX}"
+    f"SET LOCAL max_parallel_workers_per_gather = 0;{BY_INDEX}"
 )
-_STORED_WEIGHTS: Final = (
-    "(SELECT score, 1 AS weight FROM tallyboard.leaderboard_entries"
-    " WHERE window_id = %(window_id)s) AS entry"
-)
-_NOT_REPLACED: Final = (
-    "NOT EXISTS (SELECT FROM tallyboard.journal_entries AS newer"
-    " WHERE newer.window_id = held.window_id AND newer.member = held.member)"
-)
-_SCALE: Final = 2.0**32
-
-# Orders of whole rankings with the worst entry first, by whether the greatest score ranks first
-# and whether who was earlier does.
-_REVERSED: Final[Mapping[tuple[bool, bool], LiteralString]] = {
-    (True, True): "score, updated_at DESC, member",
-    (True, False): "score, member",
-    (False, True): "score DESC, updated_at DESC, member DESC",
-    (False, False): "score DESC, member DESC",
-}
-# By whether the greatest score ranks first.
-_BETTER: Final[Mapping[bool, LiteralString]] = {True: ">", False: "<"}
-_WORSE: Final[Mapping[bool, LiteralString]] = {True: "<", False: ">"}
 
 
 class PartitionAge(NamedTuple):
@@ -75,38 +57,6 @@ class DurableCount(NamedTuple):
     exists: bool
 
 
-class DurableEntry(NamedTuple):
-    """An entry as of the last checkpoint, or as the journal has it."""
-
-    member: str
-    score: float
-    updated_at: int
-    metadata: bytes
-
-
-class Tie(NamedTuple):
-    """A score, and which indexes have it: from `first` to before `behind`."""
-
-    score: float
-    first: int
-    behind: int
-
-
-class Place(NamedTuple):
-    """A place between two entries of a ranking.
-
-    Attributes:
-        kind: "u" (before all entries with the score), "s" (behind them), "b" and "a" (before and
-            behind the entry with this score, moment and member, whether or not it is there).
-        updated_at: counts only where the board's tie break is EARLIEST.
-    """
-
-    kind: str
-    score: float
-    updated_at: int = 0
-    member: str = ""
-
-
 @contextmanager
 def reading(
     pool: ConnectionPool[BoundedConnection], wait: float, patience: float
@@ -115,19 +65,19 @@ def reading(
 
     Args:
         wait: seconds that may go by until there is a connection.
-        patience: seconds that each of the reads may take.
+        patience: seconds that all of the reads may take together.
 
     Raises:
         psycopg.Error: Postgres is away, or takes too long.
     """
     with pool.connection(wait) as conn:
         # Postgres ends what takes too long; we ourselves give up when it does not even do that.
-        usual, conn.answer_timeout = conn.answer_timeout, patience + 0.1
+        conn.answer_by = time.monotonic() + patience + _GRACE
         try:
             conn.execute(f"{_BEGIN};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
             yield conn
         finally:
-            conn.answer_timeout = usual
+            conn.answer_by = None
 
 
 def partition_ages(conn: psycopg.Connection[Any]) -> dict[int, PartitionAge]:
@@ -165,231 +115,3 @@ def has_journal(conn: psycopg.Connection[Any], window_id: int) -> bool:
         "SELECT EXISTS (SELECT FROM tallyboard.journal_entries WHERE window_id = %s)", (window_id,)
     ).fetchone()
     return row is not None and bool(row[0])
-
-
-class DurableRanking:
-    """The ranking of one window, from its stored entries and those of the journal.
-
-    Counts read an index as far as they go, pages only themselves.
-
-    Args:
-        conn: a connection of `reading`.
-        window_id: which window.
-        sort_order, tie_break: the board's.
-    """
-
-    def __init__(
-        self,
-        conn: psycopg.Connection[Any],
-        window_id: int,
-        sort_order: SortOrder,
-        tie_break: TieBreak,
-    ) -> None:
-        self._conn = conn
-        self._id = window_id
-        self._descending = sort_order is SortOrder.DESCENDING
-        self._earliest = tie_break is TieBreak.EARLIEST
-        self._order = ranking(sort_order, tie_break)
-
-    def size(self) -> int:
-        """How many entries there are."""
-        return self._count("true")
-
-    def within(self, least: float | None, greatest: float | None) -> int:
-        """How many entries have scores within bounds, both included; None is no bound."""
-        condition, arguments = _bounds(least, greatest)
-        return self._count(condition, **arguments)
-
-    def ahead_of(self, place: Place) -> int:
-        """How many entries rank before a place."""
-        count = self.better([place.score])[0]
-        if place.kind == "u":
-            return count
-        tied: LiteralString = "true" if place.kind == "s" else self._tied(place)
-        return count + self._count(
-            f"entry.score = %(score)s::float8 AND ({tied})", **place._asdict()
-        )
-
-    def better(self, scores: Sequence[float]) -> list[int]:
-        """For each of these scores, how many entries have a better one."""
-        if len(scores) == 1:
-            better = f"entry.score {_BETTER[self._descending]} %(score)s::float8"
-            return [self._count(better, score=scores[0])]
-        return self._buckets("durable_better", scores)
-
-    def distinct_better(self, scores: Sequence[float]) -> list[int]:
-        """For each of these scores, how many different scores are better. Reads all of those."""
-        with self._weights() as weights:
-            return self._buckets("durable_distinct", scores, weights)
-
-    def members(self, names: Sequence[str]) -> dict[str, DurableEntry]:
-        """The entries of those members that have one."""
-        rows = self._execute(statement("durable_members"), members=list(names))
-        return {row[0]: DurableEntry(*row) for row in rows}
-
-    def ties(self, entries: Iterable[DurableEntry]) -> dict[str, int]:
-        """By member, how many entries with the same score rank before each of these."""
-        found = list(entries)
-        rows = self._execute(
-            statement("durable_ties").format(order=self._order),
-            members=[entry.member for entry in found],
-            scores=list({entry.score for entry in found}),
-        )
-        return dict(rows.fetchall())
-
-    def behind(
-        self,
-        place: Place | None,
-        limit: int,
-        bounds: tuple[float | None, float | None] = (None, None),
-        skip: int = 0,
-    ) -> list[DurableEntry]:
-        """The entries behind a place, or (None) from the top, best first.
-
-        Args:
-            bounds: least and greatest score; others are left out.
-            skip: how many to leave out first; they are read all the same.
-        """
-        condition: LiteralString = "true"
-        if place is not None:
-            worse = f"entry.score {_WORSE[self._descending]}"
-            condition = f"{worse} %(score)s::float8"
-            if place.kind == "u":
-                condition = f"{worse}= %(score)s::float8"
-            elif place.kind != "s":
-                condition = (
-                    f"{worse}= %(score)s::float8 AND ({condition} OR NOT ({self._tied(place)}))"
-                )
-        return self._page(condition, self._order, place, limit, bounds, skip)
-
-    def before(
-        self,
-        place: Place | None,
-        limit: int,
-        bounds: tuple[float | None, float | None] = (None, None),
-        skip: int = 0,
-    ) -> list[DurableEntry]:
-        """The entries before a place, or (None) up to the end, worst first.
-
-        Otherwise as `behind`.
-        """
-        condition: LiteralString = "true"
-        if place is not None:
-            better = f"entry.score {_BETTER[self._descending]}"
-            condition = f"{better} %(score)s::float8"
-            if place.kind == "s":
-                condition = f"{better}= %(score)s::float8"
-            elif place.kind != "u":
-                condition = f"{better}= %(score)s::float8 AND ({condition} OR {self._tied(place)})"
-        order = _REVERSED[self._descending, self._earliest]
-        return self._page(condition, order, place, limit, bounds, skip)
-
-    def scores_at(self, indexes: Sequence[int]) -> dict[int, Tie]:
-        """The scores at these indexes; those beyond the end are left out. Reads all scores."""
-        asked = sorted(set(indexes))
-        if not asked:
-            return {}
-        order: LiteralString = "entry.score DESC" if self._descending else "entry.score"
-        with self._weights() as weights:
-            query = statement("durable_scores").format(order=order, weights=weights)
-            ties = [Tie(*row) for row in self._execute(query, indexes=asked)]
-        return {index: tie for tie in ties for index in asked if tie.first <= index < tie.behind}
-
-    def mean(self, size: int) -> float | None:
-        """The mean of all scores, of which there are `size`; reads the whole window."""
-        if not size:
-            return None
-        kept = _NOT_REPLACED if self._is_journaled else "true"
-        with self._whole():
-            row = self._execute(statement("durable_sum").format(kept=kept)).fetchone()
-        small, large = row or (0.0, 0.0)
-        return float(large) / size * _SCALE + float(small) / size
-
-    @cached_property
-    def _is_journaled(self) -> bool:
-        return has_journal(self._conn, self._id)
-
-    @contextmanager
-    def _weights(self) -> Iterator[LiteralString]:
-        """What a statement can read all scores from."""
-        with self._whole():
-            yield statement("durable_weights") if self._is_journaled else _STORED_WEIGHTS
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """For what reads the whole window: with a journal, more than an index helps."""
-        if not self._is_journaled:
-            yield
-            return
-        self._conn.execute(_BY_TABLE)
-        yield
-        self._conn.execute(_BY_INDEX)
-
-    def _tied(self, place: Place) -> LiteralString:
-        """Whether an entry with the score of a place ("a" or "b") ranks before it."""
-        by_member: LiteralString = "entry.member > " if self._descending else "entry.member < "
-        if place.kind == "a":
-            by_member = "entry.member >= " if self._descending else "entry.member <= "
-        tied: LiteralString = f"{by_member} %(member)s"
-        if not self._earliest:
-            return tied
-        moment = "tallyboard.moment(%(updated_at)s)"
-        return f"(entry.updated_at < {moment} OR entry.updated_at = {moment} AND {tied})"
-
-    def _page(
-        self,
-        condition: LiteralString,
-        order: LiteralString,
-        place: Place | None,
-        limit: int,
-        bounds: tuple[float | None, float | None],
-        skip: int,
-    ) -> list[DurableEntry]:
-        if limit <= 0:
-            return []
-        within, arguments = _bounds(*bounds)
-        arguments |= {"limit": limit, "offset": skip, "most": limit + skip}
-        if place is not None:
-            arguments |= place._asdict()
-        query = statement("durable_page").format(
-            condition=f"({condition}) AND {within}", order=order
-        )
-        return [DurableEntry(*row) for row in self._execute(query, **arguments)]
-
-    def _count(self, condition: LiteralString, **arguments: Any) -> int:
-        query = statement("durable_count").format(condition=f"({condition})")
-        row = self._execute(query, **arguments).fetchone()
-        return 0 if row is None else int(row[0])
-
-    def _buckets(
-        self, name: str, scores: Sequence[float], weights: LiteralString = ""
-    ) -> list[int]:
-        """Sums up what is better than each score, from counts of what is between them."""
-        sign = -1.0 if self._descending else 1.0
-        keys = sorted({sign * score for score in scores})
-        if not keys:
-            return []
-        query = statement(name).format(
-            key="-entry.score" if self._descending else "entry.score",
-            better=f"entry.score {_BETTER[self._descending]} %(worst)s::float8",
-            weights=weights,
-        )
-        counts = dict(self._execute(query, keys=keys, worst=sign * keys[-1]).fetchall())
-        sums, total = {}, 0
-        for bucket, key in enumerate(keys):
-            total += int(counts.get(bucket, 0))
-            sums[key] = total
-        return [sums[sign * score] for score in scores]
-
-    def _execute(self, query: LiteralString, **arguments: Any) -> psycopg.Cursor[Any]:
-        return self._conn.execute(query, arguments | {"window_id": self._id})
-
-
-def _bounds(least: float | None, greatest: float | None) -> tuple[LiteralString, dict[str, Any]]:
-    """A condition on scores, and its arguments."""
-    condition: LiteralString = "true"
-    if least is not None:
-        condition = "entry.score >= %(least)s::float8"
-    if greatest is not None:
-        condition += " AND entry.score <= %(greatest)s::float8"
-    return condition, {"least": least, "greatest": greatest}

@@ -33,6 +33,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     answer_timeout: float = ANSWER_TIMEOUT
+    # When to give up in any case, as time.monotonic() has it.
+    answer_by: float | None = None
 
     def wait(
         self, gen: PQGen[_Result], interval: float = _POLL, timeout: float | None = None
@@ -40,6 +42,8 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Runs one exchange with the server to its end, or to the limit."""
         limit = self.answer_timeout if timeout is None else timeout
         started = time.monotonic()
+        if self.answer_by is not None:
+            limit = max(0.001, self.answer_by - started)
         try:
             return super().wait(gen, interval, limit)
         except psycopg.OperationalError:

@@ -34,6 +34,7 @@ from tallyboard_server.redis.calls import (
     LinkSequences,
     ScriptCall,
     empty_call,
+    error_of,
 )
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
 from tallyboard_server.redis.keys import (
@@ -341,7 +342,7 @@ class _Drain:
         if isinstance(reply, hiredis.ReplyError):
             # A new connection has the scripts, or finds the master.
             self._drainer.close()
-            is_away = str(reply).startswith((*TAKES_NO_WRITES, *NOT_READY, "NOSCRIPT"))
+            is_away = error_of(reply).startswith((*TAKES_NO_WRITES, *NOT_READY, "NOSCRIPT"))
             raise (RedisAway if is_away else NotReady)(f"Redis said: {reply}")
         verdict, details = reply[0], reply[1:]
         if verdict == b"ok":

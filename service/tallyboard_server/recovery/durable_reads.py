@@ -8,7 +8,7 @@ from typing import Final
 
 import psycopg
 import structlog
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from tallyboard_server.counters.model import Fallback
 from tallyboard_server.errors import DeadlineExceeded, Overloaded, TallyboardError, Unavailable
@@ -20,6 +20,7 @@ _MOST_AT_ONCE: Final = 16
 _PATIENCE: Final = 0.25
 # Seconds: a connection is there by then, or Postgres is away.
 _CONNECTION_WAIT: Final = 0.5
+_LEAST_WAIT: Final = 0.2
 # Seconds after a failure during which nobody tries again.
 _PAUSE: Final = 0.5
 # Of the time that a call has, what is left for Postgres when Redis does not answer.
@@ -34,6 +35,25 @@ def is_away(error: TallyboardError) -> bool:
     return isinstance(error, DeadlineExceeded) or (
         isinstance(error, Unavailable) and error.reason in _AWAY
     )
+
+
+class _Users:
+    """Counts who is inside of `with`."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()  # guards _count
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
 
 class DurableReads:
@@ -51,6 +71,7 @@ class DurableReads:
         self._pool = pool
         self.complete = complete
         self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._in_use = _Users()
         # When to try again after a failure. Changed without a lock: at worst, two try.
         self._closed_until = 0.0
         self._is_down = False
@@ -73,13 +94,19 @@ class DurableReads:
         if left <= 0:
             raise _too_late()
         if not self._places.acquire(timeout=min(left, _PATIENCE)):
-            raise Overloaded("too many calls read from Postgres at the moment; try again")
+            raise _too_many()
+        begun = False
         try:
-            with self._noting_failures(deadline):
-                left = max(0.001, deadline - time.monotonic())
-                with reading(self._pool, min(left, _CONNECTION_WAIT), left) as conn:
-                    self._note(None)
+            left = max(0.001, deadline - time.monotonic())
+            with reading(self._pool, min(left, _CONNECTION_WAIT), left) as conn:
+                begun = True
+                self._note(None)
+                with self._in_use:
                     yield conn
+        except psycopg.errors.QueryCanceled as error:
+            raise _too_late() from error
+        except psycopg.Error as error:
+            raise self._failed(error, now, deadline, begun=begun) from error
         finally:
             self._places.release()
 
@@ -110,17 +137,18 @@ class DurableReads:
             return False
         return fallback is Fallback.ANY_AGE or self.complete or staleness is not None
 
-    @contextmanager
-    def _noting_failures(self, deadline: float) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.errors.QueryCanceled as error:
-            raise _too_late() from error
-        except psycopg.Error as error:
+    def _failed(
+        self, error: psycopg.Error, started: float, deadline: float, *, begun: bool
+    ) -> TallyboardError:
+        """What a read ends with that Postgres did not answer; notes it if Postgres is away."""
+        now = time.monotonic()
+        if isinstance(error, PoolTimeout | TooManyRequests) and self._in_use:
+            return _too_many()  # others read, so it is not away
+        is_late = now >= deadline
+        # One that had little time, or used it up, says nothing about others.
+        if not is_late or (not begun and now - started >= _LEAST_WAIT):
             self._note(error)
-            if time.monotonic() >= deadline:
-                raise _too_late() from error
-            raise _both_away() from error
+        return _too_late() if is_late else _both_away()
 
     def _note(self, error: psycopg.Error | None) -> None:
         if error is not None:
@@ -144,6 +172,10 @@ def as_away(error: TallyboardError) -> TallyboardError:
 
 def _both_away() -> Unavailable:
     return Unavailable("neither Redis nor Postgres answers; try again later")
+
+
+def _too_many() -> Overloaded:
+    return Overloaded("too many calls read from Postgres at the moment; try again")
 
 
 def _too_late() -> DeadlineExceeded:

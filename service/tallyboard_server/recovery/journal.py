@@ -87,6 +87,7 @@ class _Flush:
     Attributes:
         stays: over once it is committed.
         goes_on: sent to Redis then.
+        drained: in the journal for so long that the keeper has applied them.
         back: not journaled, for Redis takes it after all.
         amended: calls whose rows lose some of their parts; what is left goes on.
         lost: calls of which nobody can tell whether their rows have these parts.
@@ -100,6 +101,7 @@ class _Flush:
     entries: list[_Entry]
     stays: list[_Entry] = field(default_factory=list)
     goes_on: list[_Entry] = field(default_factory=list)
+    drained: list[_Entry] = field(default_factory=list)
     back: list[Part] = field(default_factory=list)
     amended: list[_Entry] = field(default_factory=list)
     lost: list[_Entry] = field(default_factory=list)
@@ -298,8 +300,8 @@ class JournalWriter:
 
     def _commit(self, flush: _Flush) -> None:
         """The transaction; after a commit whose fate is unknown it changes nothing twice."""
-        flush.stays, flush.goes_on, flush.back = [], [], []
-        flush.amended, flush.lost = [], []
+        flush.stays, flush.goes_on, flush.drained = [], [], []
+        flush.back, flush.amended, flush.lost = [], [], []
         conn = self._connected()
         partitions = {entry.call.partition for entry in flush.entries}
         rows.lock_shared(conn, partitions)
@@ -325,7 +327,7 @@ class JournalWriter:
         self._follower.notice(standings)
         open_ones = {standing.partition for standing in standings if standing.state == OPEN}
         usable = {
-            standing.partition: standing.changes
+            standing.partition: standing
             for standing in standings
             if standing.partition in open_ones
             and self._store.away is None
@@ -333,15 +335,21 @@ class JournalWriter:
         }
         for entry in flush.entries:
             call = entry.call
-            if entry.over is not None and usable.get(call.partition) == call.changes:
+            standing = usable.get(call.partition)
+            is_as_it_was = standing is not None and standing.changes == call.changes
+            if entry.over is not None and is_as_it_was:
                 flush.amended.append(entry)
             elif entry.may_be_amended:
                 flush.lost.append(entry)
-            elif call.partition not in usable or entry.over is not None:
+            elif standing is None or entry.over is not None:
                 # A row that is whole is applied whole, or was, when its partition was drained.
                 flush.stays.append(entry)
+            elif call.row is not None and not is_as_it_was:
+                # Its partition was drained since, and the row may be gone: in another life of it
+                # nothing would tell that it was applied.
+                flush.drained.append(entry)
             elif self._journals_first:
-                call.changes = usable[call.partition]
+                call.changes, call.incarnation = standing.changes, standing.incarnation
                 flush.goes_on.append(entry)
             elif call.sent or (flush.may_be_committed and entry.row is not None):
                 # Redis or the journal may have it: under another token it could count twice.
@@ -428,7 +436,7 @@ class JournalWriter:
         if flush.hidden_for:
             self._look()
             self._closing.wait(flush.hidden_for)
-        for entry in flush.stays:
+        for entry in [*flush.stays, *flush.drained]:
             _end(entry.call, flush.repeats)
         for entry in flush.lost:
             _fail(Amendment(entry.call, entry.over or {}), "the answer to a commit was lost")

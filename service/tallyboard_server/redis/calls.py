@@ -1,5 +1,6 @@
 """Script calls: parts merged into one call a partition, and what its answer means for them."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ MAX_DELTA = 1 << 52
 NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 # What Redis says while it takes no writes at all; nothing was applied.
 TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
+# A script that heard it says where it was; before Redis 7 so of every error of a command.
+_FROM_SCRIPT = re.compile(f"^ERR .*?: -?(?=(?:{'|'.join(TAKES_NO_WRITES)}) )")
 _TOO_OLD = (
     "the sequence is more than 256 behind the newest one of this producer: whether it was "
     "counted is no longer known"
@@ -68,7 +71,8 @@ class ScriptCall:
         sent: whether Redis may have applied it.
         doubtful: whether it was sent before, on a connection that was lost: only its token can tell
             whether it was applied then.
-        incarnation: what it was packed with.
+        incarnation: what it was packed with; of one that is in the journal, the only life of its
+            partition that it is for.
     """
 
     partition: int
@@ -91,6 +95,7 @@ class ScriptCall:
         for part in left:
             call.takes(part)
         call.token, call.row, call.changes = self.token, self.row, self.changes
+        call.incarnation = self.incarnation
         call.sent, call.doubtful = self.sent, self.doubtful
         return call
 
@@ -149,7 +154,8 @@ class ScriptCall:
         partition, tokens = self.partition, [p.token for p in self.tokens.values() if p.token]
         if self.token is None:
             self.token = sequences.take(partition)
-        self.incarnation = incarnation
+        if self.row is None or not self.incarnation:
+            self.incarnation = incarnation
         named = [
             keys.incarnation_key(partition),
             keys.dirty_key(partition),
@@ -159,7 +165,7 @@ class ScriptCall:
             *self.names(),
         ]
         arguments: list[Any] = [
-            incarnation, self.token.sequence, LINK_RING, LINK_TTL,
+            self.incarnation, self.token.sequence, LINK_RING, LINK_TTL,
             "" if self.row is None else self.row, "k" if keeps_tokens else "", len(tokens),
         ]  # fmt: skip
         for token in tokens:
@@ -262,6 +268,11 @@ def pack(*command: Any) -> bytes:
     return packed
 
 
+def error_of(reply: Exception) -> str:
+    """What went wrong, its kind first, also where a script was told."""
+    return _FROM_SCRIPT.sub("", str(reply))
+
+
 def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -> None:
     """Gives the parts of a call their outcomes, or puts them down to be sent again."""
     if isinstance(reply, hiredis.ReplyError):
@@ -282,7 +293,7 @@ def settle_call(call: ScriptCall, reply: Any, durable: bool, outcome: Outcome) -
 
 
 def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
-    said = str(reply)
+    said = error_of(reply)
     call.sent = call.doubtful
     outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
     if said.startswith(("NOSCRIPT", *NOT_READY)):

@@ -96,7 +96,8 @@ class Flush:
         stranded: list[ScriptCall] = []
         calls, self.calls = self.calls, []
         for call in calls:
-            is_open = self._fences.expected(call.partition) is not None
+            expected = self._fences.expected(call.partition)
+            is_open = expected is not None and (call.row is None or expected == call.incarnation)
             (self.calls if is_open else stranded).append(call)
         self._pack(durability, durable)
         return stranded
@@ -154,8 +155,8 @@ class Flush:
             self._entry_calls.append(call)
 
     def _place_call(self, call: ScriptCall, fences: Fences, calls: list[ScriptCall]) -> None:
-        """A call that is in the journal goes as it is."""
-        if fences.expected(call.partition) is None:
+        """A call that is in the journal goes as it is, to the life that it was journaled for."""
+        if fences.expected(call.partition) != call.incarnation:
             self.stranded.append(call)
         elif self._calls_of[call.partition] == MAX_CALLS:
             self.deferred.append(call)
