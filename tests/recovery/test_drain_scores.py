@@ -2,76 +2,26 @@
 
 import itertools
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import pytest
 
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tests.leaderboards import live
-from tests.leaderboards.live import DAY, MICROS, House, LiveBoard, at, refusal
+from tests.leaderboards.live import DAY, MICROS, House, LiveBoard, refusal
+from tests.recovery import houses
+from tests.recovery.houses import NOON, journaling
 from tests.recovery.journaling import Keeper
-from tests.waiting import wait_for
 
 opened, house = live.opened, live.house
+keeper_of_module, keeper = houses.keeper_of_module, houses.keeper
 
 TODAY: Final = "2026-02-10"
-NOON: Final = at("2026-02-10T12:00")
 _KINDS: Final = list(
     itertools.product(
         ("BEST", "LATEST", "SUM"), ("DESCENDING", "ASCENDING"), ("EARLIEST", "MEMBER_ID")
     )
 )
-
-
-@pytest.fixture(scope="module")
-def keeper_of_module(opened: House) -> Iterator[Keeper]:
-    with Keeper(opened.settings, opened.clock) as keeper:
-        yield keeper
-
-
-@pytest.fixture
-def keeper(keeper_of_module: Keeper, house: House) -> Iterator[Keeper]:
-    """A keeper that drains on the house's clock; everything is open behind the test."""
-    house.clock.now = NOON
-    yield keeper_of_module
-    _open(keeper_of_module, house)
-    keeper_of_module.query("DELETE FROM tallyboard.journal_rejected")
-
-
-def _probe(house: House) -> LiveBoard:
-    return house.new_board(segments=8)
-
-
-def _journals(probe: LiveBoard) -> list[bool]:
-    """Whether scores are journaled, of members in every partition."""
-    return [
-        probe.call(
-            "SubmitScore", pb.SubmitScoreRequest(submission=probe.submission(f"m{i}", 1))
-        ).journaled
-        for i in range(40)
-    ]
-
-
-def _open(keeper: Keeper, house: House) -> None:
-    probe = _probe(house)
-
-    def is_open() -> bool:
-        keeper.drain()
-        return not any(_journals(probe))
-
-    wait_for(is_open, "the worker to write to Redis")
-
-
-@contextmanager
-def journaling(keeper: Keeper, house: House) -> Iterator[None]:
-    """Everything is journaled inside, and applied at the end."""
-    probe = _probe(house)
-    keeper.close_all()
-    wait_for(lambda: all(_journals(probe)), "the worker to journal")
-    yield
-    _open(keeper, house)
 
 
 def _submissions(count: int, *, with_moments: bool) -> list[tuple[Any, ...]]:
