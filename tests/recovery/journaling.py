@@ -58,7 +58,8 @@ class Desk:
     def __init__(
         self, redis_url: str, postgres_url: str, *, journal_url: str = "", **settings: Any
     ) -> None:
-        values = {"partitions": PARTITIONS, "redis_timeout": 0.5} | settings
+        values = {"partitions": PARTITIONS, "default_shards": PARTITIONS, "redis_timeout": 0.5}
+        values |= settings
         self.settings = settings_for(redis_url, postgres_url, **values)
         self._journal_url = journal_url or postgres_url
         self._stack = ExitStack()
@@ -196,7 +197,7 @@ class Keeper:
             _AnyLife(),
             timeout=settings.redis_timeout,
             max_pending=settings.max_pending_operations,
-            on_refused=lambda part, names: part.done(None),
+            on_refused=lambda part, names: wide.take_over(part, names),
         )
         own.callback(store.close)
         self.checkpointer = Checkpointer(self.redis, self.pool, settings.partitions)
@@ -207,7 +208,7 @@ class Keeper:
             lambda: Connection(settings.redis_url, settings.redis_timeout),
             self.pool,
             wide,
-            self.checkpointer.checkpoint_partition if settings.journals_first else None,
+            durable,
             window_loader(settings, self._clock),
             settings.partitions,
             self._clock,

@@ -28,6 +28,7 @@ from tallyboard_server.postgres.entries import (
 )
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.redis import scripts
+from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import (
     dirty_key,
     segment_of,
@@ -113,6 +114,7 @@ class Removals:
         board = self._boards.get(tenant, leaderboard_id, deadline)
         window = resolve(board, text, self._clock()) if text else None
         partition = self._partition(board, member)
+        self._check_open(partition)
         self._settle_journal(partition)
         with self._locked([partition]) as conn:
             archived = _archived(conn, board, window)
@@ -173,6 +175,7 @@ class Removals:
         erased: "_Erased",
     ) -> None:
         """Erases a member from the boards that have it in one partition."""
+        self._check_open(partition)
         self._settle_journal(partition)
         with self._locked([partition]) as conn:
             places = list(self._places(boards, member, deadline))
@@ -218,6 +221,15 @@ class Removals:
         ):
             for window in windows:
                 yield _Place(board, partition, window.decode())
+
+    def _check_open(self, partition: int) -> None:
+        """Checks that no scores wait in the journal: they would come back behind the removal.
+
+        Raises:
+            Unavailable: the partition is not open.
+        """
+        if self._store.fences.expected(partition) is None:
+            raise closed(partition)
 
     def _settle_journal(self, partition: int) -> None:
         """Has the journal let go of what Redis has applied.

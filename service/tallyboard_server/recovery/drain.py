@@ -37,6 +37,7 @@ from tallyboard_server.redis.calls import (
     error_of,
 )
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.flush import EXEC, MULTI, in_groups, replies_of
 from tallyboard_server.redis.keys import (
     home_partition,
     incarnation_key,
@@ -49,7 +50,7 @@ from tallyboard_server.redis.keys import (
 from tallyboard_server.redis.operations import Part, Token
 from tallyboard_server.redis.scores import Columns, Refusal, ScorePart, ScoresCall
 
-_PAGE: Final = 64
+_PAGE: Final = 256
 # While the last rows are applied, nobody adds any: they must be few.
 _LAST: Final = 64
 _LOCK_WAIT: Final = 5.0
@@ -87,8 +88,17 @@ class _ToWiden(Exception):
         self.counters = counters
 
 
-#: Brings a window that only Postgres has back into a partition under its incarnation.
-LoadWindow = Callable[[Leaderboard, WindowRow, int, str], None]
+class _ToLoad(Exception):
+    """A window of a board has to come back from Postgres before the journal can be applied."""
+
+    def __init__(self, board: Leaderboard, row: WindowRow) -> None:
+        super().__init__(row)
+        self.board = board
+        self.row = row
+
+
+#: Brings a window that only Postgres has back into all partitions of its board.
+LoadWindow = Callable[[Leaderboard, WindowRow], None]
 
 
 class Drainer:
@@ -98,7 +108,8 @@ class Drainer:
         connect: opens a connection to Redis.
         pool: connections to Postgres; two at a time are used.
         wide: applies what shards can't hold.
-        checkpoint: copies a partition to Postgres; None where nothing depends on it.
+        make_durable: copies partitions to Postgres, or raises TallyboardError; None where nothing
+            depends on it.
         load_window: see LoadWindow.
         partitions: how many there are.
         clock: the time now in µs since the epoch.
@@ -110,7 +121,7 @@ class Drainer:
         connect: Callable[[], Connection],
         pool: ConnectionPool[BoundedConnection],
         wide: WideCounters,
-        checkpoint: Callable[[int], object] | None,
+        make_durable: Callable[[Iterable[int]], None] | None,
         load_window: LoadWindow,
         partitions: int,
         clock: Callable[[], int],
@@ -120,7 +131,7 @@ class Drainer:
         self._connect = connect
         self._pool = pool
         self._wide = wide
-        self._checkpoint = checkpoint
+        self._make_durable = make_durable
         self._load_window = load_window
         self._partitions = partitions
         self._clock = clock
@@ -144,7 +155,11 @@ class Drainer:
                 # Without the lock: it takes checkpoints of all its shards.
                 for tenant, counter in found.counters:
                     self._wide.widen(tenant, counter)
-        raise NotReady(f"counters of partition {partition} become wide again and again")
+            except _ToLoad as found:
+                # Without the lock: it takes those of all segments, for reads take what Redis has
+                # of a window for the whole.
+                self._load_window(found.board, found.row)
+        raise NotReady(f"the journal of partition {partition} asks for more again and again")
 
     def _drain(self, partition: int) -> int:
         try:
@@ -176,18 +191,14 @@ class Drainer:
         """The command of a call that has a token."""
         return call.pack(_NO_SEQUENCES, incarnation, keeps_tokens=self._keeps_tokens)
 
-    def load_window(self, board: Leaderboard, row: WindowRow, standing: Standing) -> None:
-        """Brings back a window of an archive, into one partition."""
-        self._load_window(board, row, standing.partition, standing.incarnation)
-
     def add_wide(self, part: Part, key: str) -> bool:
         """Adds to a wide counter; False if it would leave its range."""
         fits = self._wide.apply(part, key)
         _, partition, tenant, counter = parse_counter_key(key.encode())
         home = home_partition(tenant, counter, self._partitions)
-        if self._checkpoint is not None and home != partition:
+        if self._make_durable is not None and home != partition:
             # The row goes with a checkpoint of its own partition.
-            self._checkpoint(home)
+            self._make_durable((home,))
         return fits
 
     def not_wide(self, keys: Iterable[str]) -> set[tuple[str, str]]:
@@ -294,8 +305,7 @@ class _Drain:
         calls = []
         for batch in batches:
             if batch.journal_id not in self._applied:
-                call = decode(self._partition, batch.text, self._plans.plan_of)
-                call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
+                call = self._decode(batch)
                 self._numbers.update((part, number) for number, part in enumerate(call.parts))
                 calls.append(call)
         for wave in waves(calls):
@@ -305,6 +315,14 @@ class _Drain:
         self._done += len(calls)
         _DRAINED.inc(len(calls))
 
+    def _decode(self, batch: Batch) -> ScriptCall:
+        try:
+            call = decode(self._partition, batch.text, self._plans.plan_of)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise NotReady(f"row {batch.journal_id} can't be read: {error!r}") from error
+        call.token, call.row = CallToken(batch.link, batch.sequence), batch.journal_id
+        return call
+
     def _apply_wave(self, waiting: Sequence[ScriptCall]) -> None:
         for _ in range(_ATTEMPTS):
             waiting = self._send(waiting)
@@ -313,12 +331,24 @@ class _Drain:
         raise NotReady(f"the journal of partition {self._partition} is refused again and again")
 
     def _send(self, calls: Sequence[ScriptCall]) -> list[ScriptCall]:
-        """Sends calls; gives those that have to be sent again, changed."""
+        """Sends calls; gives those that have to be sent again, changed.
+
+        Redis syncs its file once for a transaction, and otherwise once for a few of the calls.
+        """
         connection = self._drainer.connected()
-        incarnation = self._standing.incarnation
-        connection.send(b"".join(self._drainer.pack(call, incarnation) for call in calls))
-        replies = list(connection.receive(len(calls)))
-        again = (self._settle(call, reply) for call, reply in zip(calls, replies, strict=True))
+        groups = list(in_groups(calls, [call.size for call in calls]))
+        data, count = [], 0
+        for group in groups:
+            packed = [self._drainer.pack(call, self._standing.incarnation) for call in group]
+            packed = [MULTI, *packed, EXEC] if len(group) > 1 else packed
+            data += packed
+            count += len(packed)
+        connection.send(b"".join(data))
+        found = iter(list(connection.receive(count)))
+        answered = [
+            pair for group in groups for pair in zip(group, replies_of(group, found), strict=True)
+        ]
+        again = (self._settle(call, reply) for call, reply in answered)
         return [call for call in again if call is not None]
 
     def _settle(self, call: ScriptCall, reply: Any) -> ScriptCall | None:
@@ -411,7 +441,7 @@ class _Drain:
         if refusal.code == "a":
             row = self._plans.window_row(board.board_key, refusal.subject)
             if row is not None:
-                self._drainer.load_window(board, row, self._standing)
+                raise _ToLoad(board, row)
         elif refusal.code == "r":
             for reply in self._drainer.connected().call(self._drainer.publish(board)):
                 if isinstance(reply, Exception):

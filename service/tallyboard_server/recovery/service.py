@@ -17,7 +17,9 @@ from tallyboard_server.errors import DeadlineExceeded, Unavailable
 from tallyboard_server.leaderboards.model import Leaderboard
 from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres import journal as rows
+from tallyboard_server.postgres.checkpoints import read_lives
 from tallyboard_server.postgres.entries import WindowRow
+from tallyboard_server.postgres.locks import locked
 from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
 from tallyboard_server.recovery.boards import BoardLoader
 from tallyboard_server.recovery.drain import Drainer, LoadWindow
@@ -28,10 +30,11 @@ from tallyboard_server.recovery.rebuild import (
     UnknownPartition,
 )
 from tallyboard_server.recovery.restorer import Restorer
+from tallyboard_server.redis import scripts
 from tallyboard_server.redis.connection import Connection
+from tallyboard_server.redis.definitions import partitions_of
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.pipe import Fenced, Pipe
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
@@ -41,6 +44,7 @@ from tallyboard_server.stores import control_client
 _APPLIED: Final = Durability(None, lambda reply: True)
 _STOP_TIMEOUT: Final = 15.0
 _POLL: Final = 0.05
+_LOCK_WAIT: Final = 5.0
 
 
 class _AnyLife:
@@ -77,22 +81,18 @@ class Restoring:
             _AnyLife(),
             timeout=settings.redis_timeout,
             max_pending=settings.max_pending_operations,
-            on_refused=_refused,
+            on_refused=lambda part, keys: wide.take_over(part, keys),
         )
         own.callback(store.close)
         checkpointer = Checkpointer(redis, pool, settings.partitions)
-        wide = WideCounters(
-            store,
-            _any_sharding(settings),
-            settings.call_timeout,
-            make_durable(checkpointer) if settings.journals_first else None,
-        )
+        durable = make_durable(checkpointer) if settings.journals_first else None
+        wide = WideCounters(store, _any_sharding(settings), settings.call_timeout, durable)
         own.callback(wide.close)
         drainer = Drainer(
             lambda: Connection(settings.redis_url, settings.redis_timeout),
             pool,
             wide,
-            checkpointer.checkpoint_partition if settings.journals_first else None,
+            durable,
             window_loader(settings, self._clock),
             settings.partitions,
             self._clock,
@@ -143,20 +143,31 @@ def _any_sharding(settings: Settings) -> Sharding:
     return Sharding(settings.partitions, settings.default_shards, {}, (), 1, 0)
 
 
-def _refused(part: Part, keys: list[str]) -> None:
-    part.done(Unavailable("a wide counter was not"))
-
-
 def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
-    """Brings back windows, over connections of its own: that is rare."""
+    """Brings back windows, over connections of its own: that is rare.
 
-    def load(board: Leaderboard, row: WindowRow, partition: int, incarnation: str) -> None:
+    The partitions are locked meanwhile, for whoever is deleted from the window would come back with
+    it.
+    """
+
+    def load(board: Leaderboard, row: WindowRow) -> None:
+        places = partitions_of(
+            board.tenant, board.leaderboard_id, board.segments, settings.partitions
+        )
         with (
             closing(connect(settings.postgres_url, name="tallyboard windows")) as conn,
             Pipe(settings.redis_url, settings.redis_timeout) as pipe,
+            locked(conn, places, _LOCK_WAIT),
         ):
             loader = BoardLoader(pipe, conn, settings.partitions, clock)
-            loader.load_window(board, row, partition, incarnation)
+            pipe.prepare(scripts.LOAD)
+            lives = read_lives(conn, places)
+            conn.commit()
+            try:
+                for partition in places:
+                    loader.load_window(board, row, partition, lives[partition].incarnation)
+            except Fenced as error:
+                raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
 
     return load
 
