@@ -218,7 +218,6 @@ def test_all_the_reads_of_an_answer_end_by_the_deadline(pool: Pool) -> None:
     reads = DurableReads(pool)
     started = time.monotonic()
 
-
     def read() -> None:
         with reads.reading(soon(0.5)) as conn:
             for _ in range(40):
