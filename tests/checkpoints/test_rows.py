@@ -34,7 +34,7 @@ class Journaled:
     def write(self, delta: int = 1) -> int:
         """Commits a row that adds so much; gives its number."""
         with connect(self._database) as conn:
-            (row,) = journal.reserve_ids(conn, 1)
+            (row,) = journal.new_ids(conn, 1)
             counter = f"post:{row % 7}"
             batch = Batch(row, self._partition, f"link-{row}", 1, "{}", 1)
             journal.add_batches(conn, [batch], [(row, Increment(TENANT, counter, delta))])

@@ -48,7 +48,9 @@ _CUTS: Final = 30
 _MORE_THAN_UNDER_WAY: Final = 100
 #: More bytes than one call of a script has, and fewer than 2,000 scores are.
 _CUT_AFTER: Final = 60_000
-_STALL: Final = 3.0
+#: Seconds. A call with an id asks one link and then the other, a second each, before it is
+#: journaled, and is answered when every worker knows of that.
+_STALL: Final = 5.0
 _CROWD: Final = 400
 _LATE: Final = 0.05
 #: Policy and segments of the boards that single writes go to.

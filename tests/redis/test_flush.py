@@ -428,11 +428,14 @@ def test_a_repeat_that_is_not_durable_is_not_acknowledged() -> None:
 
 
 def journaled(*asked: Asked) -> ScriptCall:
-    """One call that carries these, as row 7 of the journal under a token of its own."""
+    """One call that carries these, as row 7 of the journal under a token of its own, for the life
+    that its partition has.
+    """
     call = call_for(asked[0].part)
     for one in asked[1:]:
         assert call.takes(one.part)
     call.token, call.row = CallToken("journal", 5), 7
+    call.incarnation = f"life-{call.partition}"
     return call
 
 
@@ -449,6 +452,13 @@ def test_a_journaled_call_goes_under_its_own_token_and_row() -> None:
 def test_what_is_not_in_the_journal_has_no_row() -> None:
     flush = flush_of([Asked(0, {"k": 1}).part], LinkSequences("link"))
     assert [sent_as(call) for call in calls_of(flush)] == [("link", 1, "")]
+
+
+def test_a_call_that_was_journaled_for_another_life_is_stranded() -> None:
+    call = journaled(Asked(0, {"k": 1}))
+    call.incarnation = "before"
+    flush = flush_of([call], LinkSequences("link"))
+    assert (flush.stranded, flush.count) == ([call], 0)
 
 
 def test_a_journaled_call_takes_on_nothing_else() -> None:

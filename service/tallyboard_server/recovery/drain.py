@@ -37,6 +37,7 @@ from tallyboard_server.redis.calls import (
     error_of,
 )
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.flush import EXEC, MULTI, in_groups, replies_of
 from tallyboard_server.redis.keys import (
     home_partition,
     incarnation_key,
@@ -49,7 +50,7 @@ from tallyboard_server.redis.keys import (
 from tallyboard_server.redis.operations import Part, Token
 from tallyboard_server.redis.scores import Columns, Refusal, ScorePart, ScoresCall
 
-_PAGE: Final = 64
+_PAGE: Final = 256
 # While the last rows are applied, nobody adds any: they must be few.
 _LAST: Final = 64
 _LOCK_WAIT: Final = 5.0
@@ -330,12 +331,24 @@ class _Drain:
         raise NotReady(f"the journal of partition {self._partition} is refused again and again")
 
     def _send(self, calls: Sequence[ScriptCall]) -> list[ScriptCall]:
-        """Sends calls; gives those that have to be sent again, changed."""
+        """Sends calls; gives those that have to be sent again, changed.
+
+        Redis syncs its file once for a transaction, and otherwise once for a few of the calls.
+        """
         connection = self._drainer.connected()
-        incarnation = self._standing.incarnation
-        connection.send(b"".join(self._drainer.pack(call, incarnation) for call in calls))
-        replies = list(connection.receive(len(calls)))
-        again = (self._settle(call, reply) for call, reply in zip(calls, replies, strict=True))
+        groups = list(in_groups(calls, [call.size for call in calls]))
+        data, count = [], 0
+        for group in groups:
+            packed = [self._drainer.pack(call, self._standing.incarnation) for call in group]
+            packed = [MULTI, *packed, EXEC] if len(group) > 1 else packed
+            data += packed
+            count += len(packed)
+        connection.send(b"".join(data))
+        found = iter(list(connection.receive(count)))
+        answered = [
+            pair for group in groups for pair in zip(group, replies_of(group, found), strict=True)
+        ]
+        again = (self._settle(call, reply) for call, reply in answered)
         return [call for call in again if call is not None]
 
     def _settle(self, call: ScriptCall, reply: Any) -> ScriptCall | None:

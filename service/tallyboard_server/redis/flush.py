@@ -39,7 +39,7 @@ _CALLS: dict[scripts.Script, type[ScriptCall]] = {
     scripts.SUBMIT: ScoresCall,
     scripts.REMOVE: RemovalCall,
 }
-_MULTI, _EXEC = pack("MULTI"), pack("EXEC")
+MULTI, EXEC = pack("MULTI"), pack("EXEC")
 
 
 class Flush:
@@ -196,10 +196,10 @@ class Flush:
             self._transactions = [(call,) for call in self.calls]
             return [self._pack_call(call) for call in self.calls]
         packed = []
-        for group in _groups(self.calls, sizes):
+        for group in in_groups(self.calls, sizes):
             self._transactions.append(group)
             calls = [self._pack_call(call) for call in group]
-            packed += [_MULTI, *calls, _EXEC] if len(group) > 1 else calls
+            packed += [MULTI, *calls, EXEC] if len(group) > 1 else calls
         return packed
 
     def _pack_call(self, call: ScriptCall) -> bytes:
@@ -233,7 +233,7 @@ class Flush:
         durable = not self._has_durability or self._durable(replies[-1])
         found = iter(replies)
         for group in self._transactions:
-            for script_call, reply in zip(group, _replies_of(group, found), strict=True):
+            for script_call, reply in zip(group, replies_of(group, found), strict=True):
                 settle_call(script_call, reply, durable, outcome)
         for gets in self._gets:
             gets.settle(next(found), self._fences)
@@ -251,7 +251,7 @@ def call_for(part: Part) -> ScriptCall:
     return call
 
 
-def _groups(calls: list[ScriptCall], sizes: list[int]) -> Iterator[Sequence[ScriptCall]]:
+def in_groups(calls: Sequence[ScriptCall], sizes: Sequence[int]) -> Iterator[Sequence[ScriptCall]]:
     """Calls in their order, in groups that hold Redis up only so long."""
     group: list[ScriptCall] = []
     total = 0
@@ -264,7 +264,7 @@ def _groups(calls: list[ScriptCall], sizes: list[int]) -> Iterator[Sequence[Scri
     yield group
 
 
-def _replies_of(group: Sequence[ScriptCall], found: Iterator[Any]) -> list[Any]:
+def replies_of(group: Sequence[ScriptCall], found: Iterator[Any]) -> list[Any]:
     """The replies to a group of calls; a transaction that was not run gives its error to all."""
     if len(group) == 1:
         return [next(found)]
