@@ -114,8 +114,35 @@ def test_what_was_sent_and_then_closed_is_stranded_as_sent_under_its_token(
     """It may have been applied: only its own token tells."""
     link = linked(2)
     link.add()
+    node.command("CLIENT", "PAUSE", 60_000, "WRITE")
+    thread = threading.Thread(target=link.add)
+    thread.start()
+    wait_for(lambda: b"cmd=evalsha" in _blocked(node), "it to be under way")
     node.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    link.add()
+    node.command("CLIENT", "UNPAUSE")
+    thread.join()
     (call,) = link.stranded
     assert isinstance(call, ScriptCall)
     assert (call.sent, call.token and call.token.sequence) == (True, 2)
+
+
+def test_what_was_not_sent_because_the_connection_had_ended_is_stranded_as_not_sent(
+    node: RedisNode, linked: Callable[[int], Linked]
+) -> None:
+    link = linked(2)
+    link.add()
+    node.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    link.add()
+    assert [isinstance(call, ScriptCall) and call.sent for call in link.stranded] == [False]
+
+
+def _blocked(node: RedisNode) -> bytes:
+    """The clients whose commands have to wait."""
+    client = node.client()
+    try:
+        lines = client.connection_pool.get_connection()
+        lines.send_command("CLIENT", "LIST")
+        found: bytes = lines.read_response()
+    finally:
+        client.close()
+    return b"\n".join(line for line in found.splitlines() if b"flags=b" in line)

@@ -5,6 +5,7 @@ nobody asked for would count twice.
 """
 
 import re
+import select
 import socket
 import ssl
 import time
@@ -123,6 +124,21 @@ class Connection:
         """Sends commands as one pipeline; error replies come back as hiredis.ReplyError."""
         self.send(b"".join(hiredis.pack_command(command) for command in commands))
         return list(self.receive(len(commands)))
+
+    def check(self) -> None:
+        """Looks whether the other end has ended it meanwhile, before anything is sent.
+
+        Raises:
+            ConnectionLost: it has; what is sent elsewhere then was certainly not run here.
+        """
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(0) and not isinstance(self._socket, ssl.SSLSocket):
+            try:
+                if not self._socket.recv(1, socket.MSG_PEEK):
+                    raise ConnectionLost("Redis closed the connection")
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
 
     def send(self, data: bytes) -> None:
         """Sends all of it; the timeout starts anew with each `_PROGRESS` bytes that are taken.

@@ -292,6 +292,8 @@ class Link:
                 if self._connection is None:
                     self._connection = self._connect()
                     self._renew(flush)
+                else:
+                    self._connection.check()
                 for call in flush.calls:
                     call.sent = True
                 self._connection.send(flush.data)
