@@ -31,7 +31,9 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_CACHE: _Source.ValueType  # 2
     """Read from Redis a little earlier and kept; `as_of` says when."""
     SOURCE_DURABLE: _Source.ValueType  # 3
-    """Read from Postgres, which follows Redis by checkpoints; `as_of` is the time of the checkpoint."""
+    """Read from Postgres, which follows Redis by checkpoints, with what was journaled since; `as_of`
+    is the time of the checkpoint.
+    """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Where an answer comes from."""
@@ -43,7 +45,9 @@ SOURCE_LIVE: Source.ValueType  # 1
 SOURCE_CACHE: Source.ValueType  # 2
 """Read from Redis a little earlier and kept; `as_of` says when."""
 SOURCE_DURABLE: Source.ValueType  # 3
-"""Read from Postgres, which follows Redis by checkpoints; `as_of` is the time of the checkpoint."""
+"""Read from Postgres, which follows Redis by checkpoints, with what was journaled since; `as_of`
+is the time of the checkpoint.
+"""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
@@ -54,7 +58,8 @@ class Consistency(_message.Message):
 
     Every answer says how good it is in its own `as_of` and `source`. While Redis is unavailable, a
     server may answer from Postgres with SOURCE_DURABLE, but never a read with `exact`, nor one with a
-    `max_staleness` that the last checkpoint exceeds. A read that it can't answer is UNAVAILABLE.
+    `max_staleness` that the last checkpoint exceeds. A read that it can't answer is UNAVAILABLE. With
+    the durability `journaled` Postgres has everything acknowledged, so it answers these as well.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
