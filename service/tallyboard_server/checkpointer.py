@@ -297,24 +297,25 @@ class Checkpointer:
         waiting = dict(lives)
         step = limit or max(1, min(STEP, GROUP_KEYS // max(1, len(waiting))))
         left_before: dict[int, int] = {}
-        what = "first"
+        finished: list[int] = []
+        what, read_at = "first", None
         while waiting:
             taken = self._take_keys(waiting, checkpoint, step, what, cut)
             write_values(conn, taken.values, taken.read_at)
             write_taken_entries(conn, taken.entries, taken.read_at)
             write_tokens(conn, taken.tokens)
-            finished = {i: waiting[i][0] for i, left in taken.left.items() if not left}
-            if finished:
-                mark_cut(
-                    conn, {i: cut.versions[i] for i in finished}, taken.read_at,
-                    [row for i in finished for row in cut.rows[i]],
-                )  # fmt: skip
+            finished += [i for i, left in taken.left.items() if not left]
+            read_at = read_at or taken.read_at
             waiting = {i: life for i, life in waiting.items() if taken.left.get(i)}
             if waiting and _is_past(deadline):
                 raise _OutOfTime
             if any(left_before.get(i, left + 1) <= left for i, left in taken.left.items() if left):
                 step *= 2  # it changes as fast as it is copied
             left_before, what = taken.left, "more"
+        if finished and read_at is not None:
+            # Last, behind all that waits for Redis: whoever begins to journal changes these rows.
+            versions = {i: cut.versions[i] for i in finished}
+            mark_cut(conn, versions, read_at, [row for i in finished for row in cut.rows[i]])
 
     def _take_keys(
         self,

@@ -257,7 +257,7 @@ class Clients:
         if error.code() == grpc.StatusCode.UNAVAILABLE and reason:
             return
         self.ledger.unknown(name, delta)
-        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if error.code() not in TRANSIENT:
             self.ledger.problem(f"{error.code()} {error.details()}")
 
 

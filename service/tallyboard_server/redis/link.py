@@ -91,6 +91,7 @@ class Link:
             token; None sends them from here.
         on_amended: called on the link's thread with calls of the journal without some of their
             parts; takes them over. Needed only by whoever sends such calls.
+        on_lost: called on the link's thread when Redis did not answer it, with why.
         keeps_tokens: whether tokens are part of checkpoints.
         name: for the thread and the log.
 
@@ -109,6 +110,7 @@ class Link:
         on_stranded: Stranded,
         on_again: Callable[[Part], None] | None = None,
         on_amended: Callable[[Sequence[Amendment]], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
         keeps_tokens: bool = False,
         name: str,
     ) -> None:
@@ -122,6 +124,7 @@ class Link:
         self._on_stranded = on_stranded
         self._on_again = on_again
         self._on_amended = on_amended
+        self._on_lost = on_lost
         self._keeps_tokens = keeps_tokens
         self._queue: SimpleQueue[Operation | ScriptCall | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
@@ -132,6 +135,7 @@ class Link:
         self._applied: dict[int, CallToken] = {}
         self._connection: Connection | None = None
         self._down: str | None = None
+        self._suspicion: str | None = None  # set by other threads, taken by the link's own
         self._not_ready_since: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"link-{name}", daemon=True)
@@ -164,6 +168,15 @@ class Link:
         for operation in operations:
             put(operation)
 
+    def suspect(self, why: str) -> None:
+        """Says that another link to the same node had no answer: nobody has to wait again.
+
+        May be called from any thread. The breaker opens before anything more is sent, and closes
+        as soon as a connection works.
+        """
+        self._suspicion = why
+        self._queue.put(None)
+
     def close(self) -> None:
         """Flushes what waits, then ends the thread. What can't be flushed fails."""
         self._closing.set()
@@ -177,7 +190,10 @@ class Link:
                 delay = self._try_to_close_breaker(delay)
                 continue
             flush, self._ahead = self._ahead or self._plan(self._collect(_IDLE)), None
-            if flush is not None:
+            why, self._suspicion = self._suspicion, None
+            if why is not None:
+                self._open_breaker(why, [*flush.calls, *flush.others] if flush is not None else [])
+            elif flush is not None:
                 self._complete(flush)
         if self._connection is not None:
             self._connection.close()
@@ -233,6 +249,8 @@ class Link:
             self._follow(flush.settle(self._exchange(flush)))
         except (ConnectionLost, NoAnswer) as error:
             self._open_breaker(str(error), [*flush.calls, *flush.others])
+            if self._on_lost is not None:
+                self._on_lost(str(error))
         except Exception as error:  # the thread must live
             self._failed(error, [*flush.calls, *flush.others])
 
@@ -415,7 +433,7 @@ class Link:
         except (ConnectionLost, NoAnswer) as error:
             self._down = str(error)
             return min(delay * 2, RECONNECT_MOST)
-        self._down = None
+        self._down = self._suspicion = None
         _log.info("redis back", link=self._thread.name)
         return _RECONNECT_FIRST
 

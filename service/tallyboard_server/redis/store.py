@@ -93,6 +93,7 @@ class RedisStore:
                 on_refused=on_refused,
                 on_stranded=self._strand,
                 on_again=self._journal_again if journals_first else None,
+                on_lost=self._suspect,
                 on_amended=self._amend,
                 keeps_tokens=journals_first,
                 name=name,
@@ -100,6 +101,12 @@ class RedisStore:
             for name in ("writes", "reads")
         ]
         self._writes, self._reads = self._links
+
+    def _suspect(self, why: str) -> None:
+        """Tells the other link; the one that found out has its breaker open by now."""
+        for link in self._links:
+            if link.down is None:
+                link.suspect(why)
 
     def attach(self, journal: Journal) -> None:
         """Gives it a journal, before anything is submitted."""

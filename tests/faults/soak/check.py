@@ -19,7 +19,7 @@ from tests.faults.soak.writers import Writers
 OPERATIONS: Final[Service] = operations_pb2_grpc.OperationsServiceStub
 SETTLE_TIMEOUT: Final = 60.0
 _ARCHIVE_TIMEOUT: Final = 20.0
-_JOURNAL_TIMEOUT: Final = 10.0
+_JOURNAL_TIMEOUT: Final = 40.0
 _CALL_TIMEOUT: Final = 5.0
 _TICK: Final = 0.05
 _MOST_SHOWN: Final = 5
