@@ -187,6 +187,28 @@ def claim_tokens(
     return {TokenOf(token, sequence): row for token, sequence, row in rows}
 
 
+def checkpointed_tokens(
+    conn: psycopg.Connection[Any], tokens: Collection[tuple[int, str]]
+) -> dict[str, dict[bytes, bytes]]:
+    """What checkpoints say of tokens: a ring's fields and values, or {b"": value} of another.
+
+    Args:
+        tokens: with their partitions.
+    """
+    found = conn.execute(
+        "SELECT held.token, held.ring, held.held FROM tallyboard.tokens AS held"
+        " JOIN unnest(%s::integer[], %s::bytea[]) AS given (partition, token)"
+        " USING (partition, token) WHERE held.expires_at > clock_timestamp()",
+        ([partition for partition, _ in tokens], [token.encode() for _, token in tokens]),
+    )
+    return {
+        bytes(token).decode(): dict(zip(held[::2], held[1::2], strict=True))
+        if ring
+        else {b"": held[0]}
+        for token, ring, held in found
+    }
+
+
 def add_batches(
     conn: psycopg.Connection[Any],
     batches: Sequence[Batch],

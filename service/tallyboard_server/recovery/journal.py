@@ -4,6 +4,7 @@ What comes while Redis is away, or a partition is not open, is over once it is c
 durability `journaled` everything comes here first, and goes on to Redis with its row's number.
 """
 
+import re
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from tallyboard_server.recovery.batches import encode, increments_of, scores_of,
 from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import (
+    PRODUCER_RING,
     Amendment,
     CallToken,
     LinkSequences,
@@ -370,6 +372,8 @@ class JournalWriter:
         for entry, number in zip(unnumbered, rows.new_ids(conn, len(unnumbered)), strict=True):
             entry.row = number
         flush.repeats = _repeats(conn, new)
+        if self._journals_first:
+            flush.repeats |= _checkpointed(conn, new)
         batches, increments = [], []
         for entry in new:
             call, token = entry.call, entry.call.token
@@ -555,6 +559,28 @@ def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, s
             repeats[part] = notes.get(token, "")
         elif first is not part and first.token is not None:
             repeats[part] = first.token.note
+    return repeats
+
+
+def _checkpointed(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, str]:
+    """Parts that a checkpoint has already, as their tokens say; with their notes.
+
+    Their rows are gone, and reads would count them a second time.
+    """
+    parts = [(part, part.token) for entry in entries for part in entry.call.parts if part.token]
+    if not parts:
+        return {}
+    held = rows.checkpointed_tokens(conn, {(part.partition, token.key) for part, token in parts})
+    repeats = {}
+    for part, token in parts:
+        slot = str(int(token.sequence) % PRODUCER_RING).encode() if token.kind == "p" else b""
+        value = held.get(token.key, {}).get(slot)
+        if value is None:
+            continue
+        if token.kind != "p":
+            repeats[part] = value.decode()
+        elif (found := re.match(rb"(\d+)", value)) and int(found[1]) == int(token.sequence):
+            repeats[part] = value[found.end() :].decode()
     return repeats
 
 

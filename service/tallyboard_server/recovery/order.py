@@ -1,26 +1,28 @@
 """In which order journaled calls may be under way to Redis at once."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
-from tallyboard_server.redis.calls import ScriptCall
+from tallyboard_server.redis.calls import LINK_RING, PRODUCER_RING, ScriptCall
 
-# A producer's ring takes no sequence that is so far behind another one (see frame.lua).
-_RING: Final = 256
+# By whether it is a link's, and its name: the first and the last sequence.
+_Spans = dict[tuple[bool, str], tuple[int, int]]
 
 
 def waves(calls: Iterable[ScriptCall]) -> Iterator[list[ScriptCall]]:
     """The calls in their order, in groups: each has to be applied whole before the next is sent.
 
-    A call may have to be sent again, behind others of its group: of every producer, a group holds
-    only sequences that its ring takes in any order.
+    A call may have to be sent again, behind others of its group: of every producer and every link,
+    a group holds only sequences that its ring takes in any order.
     """
     wave: list[ScriptCall] = []
-    spans: dict[str, tuple[int, int]] = {}
+    spans: _Spans = {}
     for call in calls:
         found = _spans(call)
         together = _joined(spans, found)
-        if wave and any(last - first >= _RING for first, last in together.values()):
+        if wave and any(
+            last - first >= (LINK_RING if is_link else PRODUCER_RING)
+            for (is_link, _), (first, last) in together.items()
+        ):
             yield wave
             wave, together = [], found
         wave.append(call)
@@ -29,19 +31,19 @@ def waves(calls: Iterable[ScriptCall]) -> Iterator[list[ScriptCall]]:
         yield wave
 
 
-def _spans(call: ScriptCall) -> dict[str, tuple[int, int]]:
+def _spans(call: ScriptCall) -> _Spans:
     """By ring, the first and the last sequence that the call has of it."""
-    spans: dict[str, tuple[int, int]] = {}
+    spans: _Spans = {}
+    if call.token is not None:
+        spans[True, call.token.link] = (call.token.sequence, call.token.sequence)
     for part in call.tokens.values():
         if part.token is not None and part.token.kind == "p":
             sequence = int(part.token.sequence)
-            spans = _joined(spans, {part.token.key: (sequence, sequence)})
+            spans = _joined(spans, {(False, part.token.key): (sequence, sequence)})
     return spans
 
 
-def _joined(
-    spans: dict[str, tuple[int, int]], more: dict[str, tuple[int, int]]
-) -> dict[str, tuple[int, int]]:
+def _joined(spans: _Spans, more: _Spans) -> _Spans:
     joined = dict(spans)
     for ring, (first, last) in more.items():
         held = spans.get(ring, (first, last))

@@ -21,6 +21,8 @@ from tallyboard_server.redis.operations import Operation, Part
 # 8,000 values: two for each token.
 MAX_CALL_OPERATIONS = 2048
 LINK_RING = 64
+# As frame.lua has it.
+PRODUCER_RING = 256
 LINK_TTL = 3 * 24 * 3600
 # A sum of deltas beyond this is not exact in Lua; a shard could not hold it anyway.
 MAX_DELTA = 1 << 52
