@@ -60,7 +60,10 @@ def main(settings: Settings, index: int, ready_fd: int) -> int:
     with Worker(settings, open_stores(settings, log=index == 0)) as worker:
         os.write(ready_fd, b"ready\n")
         _log.info("serving", worker=index, address=settings.listen)
-        stopping.wait()
+        # A signal that came while the process was stopped may be taken by another thread: this one
+        # then runs the handler when it wakes up by itself.
+        while not stopping.wait(_SOON):
+            pass
         worker.drain()
     return 0
 
