@@ -62,7 +62,7 @@ def keeper(
     keeper_of_module.close_all()
     wait_until_closed(desk)
     wait_until_closed(second)
-    desk.write(add(_name(), 1))  # the journal has its connection
+    wait_for(lambda: _error_of(desk, _name()) is None, "the journal to have its connection")
     yield keeper_of_module
     postgres.lose_answers = postgres.lose_commits = 0
     postgres.refuse = False
