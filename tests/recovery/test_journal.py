@@ -144,6 +144,7 @@ def test_a_batch_whose_answers_are_all_lost_can_be_sent_again_with_its_token(
     postgres.lose_answers = 1
     postgres.after_loss = lambda: setattr(postgres, "refuse", True)
     first = desk.write(add(name, 5, token))
+    wait_for(lambda: desk.journal.down is not None, "the journal to be away")
     postgres.refuse = False
     wait_for(lambda: desk.journal.down is None, "the journal")
     again = desk.write(add(name, 5, token))
