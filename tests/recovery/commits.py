@@ -23,6 +23,7 @@ class LossyPostgres:
         lose_answers: of so many commits the answer is lost, and the connection with it.
         lose_commits: of so many commits nothing arrives, and the connection is lost.
         refuse: no new connections are taken.
+        flows: while it is not set, nothing passes to Postgres.
         lost: how many were lost.
         after_loss: called once an answer is lost, before the connection ends.
     """
@@ -35,6 +36,8 @@ class LossyPostgres:
         self.lose_answers = 0
         self.lose_commits = 0
         self.refuse = False
+        self.flows = threading.Event()
+        self.flows.set()
         self.lost = 0
         self.after_loss: Callable[[], object] = lambda: None
         self._closing = threading.Event()
@@ -87,6 +90,8 @@ class LossyPostgres:
         answers.start()
         with suppress(OSError):
             while data := client.recv(_CHUNK):
+                while not self.flows.wait(0.1) and not self._closing.is_set():
+                    pass
                 if _COMMIT in data and self.lose_commits:
                     self.lose_commits -= 1
                     self.lost += 1

@@ -62,7 +62,7 @@ def keeper(
     keeper_of_module.close_all()
     wait_until_closed(desk)
     wait_until_closed(second)
-    desk.write(add(_name(), 1))  # the journal has its connection
+    wait_for(lambda: _error_of(desk, _name()) is None, "the journal to have its connection")
     yield keeper_of_module
     postgres.lose_answers = postgres.lose_commits = 0
     postgres.refuse = False
@@ -144,6 +144,7 @@ def test_a_batch_whose_answers_are_all_lost_can_be_sent_again_with_its_token(
     postgres.lose_answers = 1
     postgres.after_loss = lambda: setattr(postgres, "refuse", True)
     first = desk.write(add(name, 5, token))
+    wait_for(lambda: desk.journal.down is not None, "the journal to be away")
     postgres.refuse = False
     wait_for(lambda: desk.journal.down is None, "the journal")
     again = desk.write(add(name, 5, token))
