@@ -17,7 +17,7 @@ from tests.faults.soak.stage import Stage
 from tests.faults.soak.writers import Writers
 
 OPERATIONS: Final[Service] = operations_pb2_grpc.OperationsServiceStub
-SETTLE_TIMEOUT: Final = 60.0
+SETTLE_TIMEOUT: Final = 120.0
 _ARCHIVE_TIMEOUT: Final = 20.0
 _JOURNAL_TIMEOUT: Final = 40.0
 _CALL_TIMEOUT: Final = 5.0
