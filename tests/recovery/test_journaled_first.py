@@ -81,9 +81,14 @@ def test_tokens_outlive_a_wiped_redis_by_the_checkpoint(desk: Desk, keeper: Keep
 
 
 def _widen(desk: Desk, name: str) -> None:
-    """A shard holds less than four times the largest delta."""
+    """A shard holds less than four times the largest delta.
+
+    The counter's other shards are frozen, wherever they are: it is refused, with nothing counted,
+    while the worker has not yet seen that a partition was made anew.
+    """
     for delta in (_MOST, _MOST, _MOST, 1 - _MOST, -_MOST, -_MOST):
-        assert desk.write(add(name, delta)).error is None
+        write = add(name, delta)
+        wait_for(lambda write=write: desk.write(write).error is None, "a wide counter")
 
 
 @pytest.mark.parametrize("token", [None, request()], ids=["without a token", "with a token"])

@@ -605,16 +605,12 @@ def _end(call: ScriptCall, repeats: Mapping[Part, str] = MappingProxyType({})) -
 
 
 def _fail(item: _Item, why: str) -> None:
-    """Ends what is not in the journal with an error that says whether it may be sent again."""
-    if isinstance(item, Amendment):
-        # What stays in the row will be applied; of the rest, nobody can tell whether it is there.
-        for part in item.over:
-            part.done(unanswered(part, why))
-        _end(item.call.without(item.over))
-        return
-    if isinstance(item, ScriptCall) and item.row is not None:
-        _end(item)
-        return
-    is_sent = isinstance(item, ScriptCall) and item.sent
+    """Ends what can't be journaled with an error that says whether it may be sent again.
+
+    A row that is there is applied some time. But its partition is open for all that Postgres could
+    be told, so reads would miss it until then: it is not acknowledged.
+    """
+    item = item.call if isinstance(item, Amendment) else item
+    is_sent = isinstance(item, ScriptCall) and (item.sent or item.row is not None)
     for part in item.parts if isinstance(item, ScriptCall) else (item,):
         part.done(unanswered(part, why) if is_sent else _both_away(why))
