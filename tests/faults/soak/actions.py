@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 from tallyboard.v1 import operations_pb2 as pb
 from tallyboard.v1 import operations_pb2_grpc
 from tests.faults.ledger import TRANSIENT, stub_of
-from tests.faults.soak.promises import REBUILD_REQUIRED, VERIFY_REQUIRED
 from tests.faults.soak.schedule import Fault
 from tests.faults.soak.stage import Stage
 from tests.faults.soak.writers import Writers
@@ -221,12 +220,8 @@ def _checkpoint(scene: Scene, fault: Fault, stub: Any) -> None:
 
 
 def _rebuild(scene: Scene, fault: Fault, stub: Any) -> None:
-    try:
-        partition = fault.which % PARTITIONS
-        stub.RebuildPartition(pb.RebuildPartitionRequest(partition=partition), timeout=CALL_TIMEOUT)
-    except grpc.RpcError as error:
-        if REBUILD_REQUIRED or error.code() != grpc.StatusCode.UNIMPLEMENTED:
-            raise
+    partition = fault.which % PARTITIONS
+    stub.RebuildPartition(pb.RebuildPartitionRequest(partition=partition), timeout=CALL_TIMEOUT)
 
 
 def _verify(scene: Scene, fault: Fault, stub: Any) -> None:
@@ -240,18 +235,13 @@ def verify(stub: Any) -> list[str]:
         grpc.RpcError: it could not compare all partitions.
     """
     found, partitions = [], 0
-    try:
-        for answer in stub.Verify(pb.VerifyRequest(max_differences=3), timeout=6 * CALL_TIMEOUT):
-            partitions += 1
-            if answer.difference_count:
-                found.append(
-                    f"Verify finds {answer.difference_count} differences in partition "
-                    f"{answer.partition}: {list(answer.differences)}"
-                )
-    except grpc.RpcError as error:
-        if VERIFY_REQUIRED or error.code() != grpc.StatusCode.UNIMPLEMENTED:
-            raise
-        return []
+    for answer in stub.Verify(pb.VerifyRequest(max_differences=3), timeout=6 * CALL_TIMEOUT):
+        partitions += 1
+        if answer.difference_count:
+            found.append(
+                f"Verify finds {answer.difference_count} differences in partition "
+                f"{answer.partition}: {list(answer.differences)}"
+            )
     if partitions != PARTITIONS:
         found.append(f"Verify answered for {partitions} of {PARTITIONS} partitions")
     return found
