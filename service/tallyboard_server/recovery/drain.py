@@ -372,19 +372,13 @@ class _Drain:
         return self._widen(call, details)
 
     def _too_old(self, call: ScriptCall, parts: Sequence[Part]) -> ScriptCall:
-        """Takes out parts that are dealt with: their producers are a whole window ahead of them.
-
-        A producer sends a sequence only once the one a window before it is acknowledged, and rows
-        are applied in the order in which they were acknowledged. What comes so late is a repeat,
-        or was left by a worker that died before it had acknowledged it, and was sent to another.
-        """
-        if parts:
-            return call.without(set(parts))
-        # Of a link, that would be a fault of ours: nobody can tell whether it was applied.
-        self._reject(call, "SEQUENCE_TOO_OLD")
-        left = empty_call(self._partition)
+        """Nobody can tell any more whether these were applied: they are kept for people to see."""
+        left = call.without(set(parts)) if parts else empty_call(self._partition)
+        others = set(call.parts) - set(parts) if parts else ()
+        self._reject(call.without(others), "SEQUENCE_TOO_OLD")
+        left.row = call.row
         # A name that was forgotten would be too old again.
-        left.row, left.token = call.row, CallToken(f"journal-{call.row}", 1)
+        left.token = call.token if parts else CallToken(f"journal-{call.row}", 1)
         return left
 
     def _widen(self, call: ScriptCall, details: Sequence[int]) -> ScriptCall:
