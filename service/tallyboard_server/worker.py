@@ -165,7 +165,7 @@ class Worker:
                 answer_timeout=_SOON,
             )
         )
-        follower = PartitionFollower(states, fences, settings.partitions)
+        follower = PartitionFollower(settings.postgres_url, states, fences, settings.partitions)
         own.callback(follower.close)
         admission = RedisAdmission(
             lambda: control_client(settings.redis_url, settings.redis_timeout),

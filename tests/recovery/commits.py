@@ -22,6 +22,7 @@ class LossyPostgres:
     Attributes:
         lose_answers: of so many commits the answer is lost, and the connection with it.
         lose_commits: of so many commits nothing arrives, and the connection is lost.
+        cut_behind: behind the answers to so many commits the connection is lost.
         refuse: no new connections are taken.
         flows: while it is not set, nothing passes to Postgres.
         lost: how many were lost.
@@ -35,6 +36,7 @@ class LossyPostgres:
         self.url = url.replace(f"host={folder}", f"host={self._folder}")
         self.lose_answers = 0
         self.lose_commits = 0
+        self.cut_behind = 0
         self.refuse = False
         self.flows = threading.Event()
         self.flows.set()
@@ -85,8 +87,10 @@ class LossyPostgres:
 
     def _pass(self, client: socket.socket, server: socket.socket) -> None:
         """Both ways on one thread would wait for the wrong one: answers have their own."""
-        losing = threading.Event()
-        answers = threading.Thread(target=_answers, args=(server, client, losing), daemon=True)
+        losing, passed = threading.Event(), threading.Event()
+        answers = threading.Thread(
+            target=_answers, args=(server, client, losing, passed), daemon=True
+        )
         answers.start()
         with suppress(OSError):
             while data := client.recv(_CHUNK):
@@ -104,7 +108,12 @@ class LossyPostgres:
                     self.lost += 1
                     self.after_loss()
                     break
+                passed.clear()
                 server.sendall(data)
+                if _COMMIT in data and self.cut_behind:
+                    self.cut_behind -= 1
+                    passed.wait(_PATIENCE)
+                    break
         _end(client)
         _end(server)
         answers.join(_PATIENCE)
@@ -112,12 +121,18 @@ class LossyPostgres:
         server.close()
 
 
-def _answers(server: socket.socket, client: socket.socket, losing: threading.Event) -> None:
+def _answers(
+    server: socket.socket,
+    client: socket.socket,
+    losing: threading.Event,
+    passed: threading.Event,
+) -> None:
     with suppress(OSError):
         while data := server.recv(_CHUNK):
             if losing.is_set():
                 return
             client.sendall(data)
+            passed.set()
     _end(client)
 
 

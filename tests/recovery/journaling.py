@@ -69,7 +69,7 @@ class Desk:
         opened = open_stores(settings, log=False)
         self.fences = Fences(opened.incarnations)
         pool = own.enter_context(open_pool(settings.postgres_url, max_size=4))
-        follower = PartitionFollower(pool, self.fences, settings.partitions)
+        follower = PartitionFollower(settings.postgres_url, pool, self.fences, settings.partitions)
         own.callback(follower.close)
         admission = RedisAdmission(
             lambda: control_client(settings.redis_url, settings.redis_timeout),
@@ -110,6 +110,10 @@ class Desk:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def expected(self) -> list[str | None]:
+        """What the worker expects of each partition: an incarnation, or None if it is closed."""
+        return [self.fences.expected(i) for i in range(self.settings.partitions)]
 
     def submit(self, *parts: "Asked") -> Write:
         """Submits parts of one write, and returns at once."""
@@ -339,13 +343,9 @@ def any_sharding(settings: Settings) -> Sharding:
 
 def wait_until_open(desk: Desk) -> None:
     """Waits until the worker sends everything to Redis."""
-    wait_for(lambda: None not in _expected(desk), "the worker to see that partitions are open")
+    wait_for(lambda: None not in desk.expected(), "the worker to see that partitions are open")
 
 
 def wait_until_closed(desk: Desk) -> None:
     """Waits until the worker sends nothing to Redis."""
-    wait_for(lambda: set(_expected(desk)) == {None}, "the worker to see that partitions are closed")
-
-
-def _expected(desk: Desk) -> list[str | None]:
-    return [desk.fences.expected(i) for i in range(desk.settings.partitions)]
+    wait_for(lambda: set(desk.expected()) == {None}, "the worker to see that partitions are closed")

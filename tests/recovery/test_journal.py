@@ -153,6 +153,26 @@ def test_a_batch_whose_answers_are_all_lost_can_be_sent_again_with_its_token(
     assert (again.error, again.duplicate, keeper.count(name)) == (None, True, 5)
 
 
+def test_a_batch_that_closes_partitions_is_not_acknowledged_without_postgres(
+    desk: Desk, keeper: Keeper, postgres: LossyPostgres, node: RedisNode
+) -> None:
+    """Another worker might not have seen it, and would go on with the stream past it."""
+    name, token = _name(), request()
+    keeper.drain()
+    wait_until_open(desk)
+    node.pause()
+    try:
+        postgres.cut_behind = 1
+        first = desk.write(add(name, 5, token))
+        closed = set(desk.expected())
+        again = desk.write(add(name, 5, token))
+    finally:
+        node.resume()
+    keeper.drain()
+    assert (type(first.error), closed) == (Unavailable, {None})
+    assert (again.error, again.duplicate, keeper.count(name)) == (None, True, 5)
+
+
 def test_what_never_got_to_postgres_is_unavailable_without_a_token(
     desk: Desk, keeper: Keeper, postgres: LossyPostgres
 ) -> None:

@@ -170,8 +170,9 @@ def _verdict(data: st.DataObject, call: Sent) -> Any:
     else:
         return hiredis.ReplyError(verdict)
     indexes = sorted(data.draw(st.sets(st.integers(1, most), min_size=1)))
-    if verdict == "seen":
-        return [b"seen", *chain.from_iterable((index, b"") for index in indexes)]
+    if verdict in ("seen", "old"):
+        held = b"" if verdict == "seen" else b"999"
+        return [verdict.encode(), *chain.from_iterable((index, held) for index in indexes)]
     return [verdict.encode(), *indexes]
 
 
@@ -331,7 +332,7 @@ def test_an_abandoned_write_is_not_sent() -> None:
         ([b"ok"], None, type(None)),
         ([b"ok"], _token(), type(None)),
         ([b"seen", 1, b""], _token(), type(None)),
-        ([b"old", 1], _token(), SequenceTooOld),
+        ([b"old", 1, b"999"], _token(), SequenceTooOld),
         ([b"old", 0], None, OutcomeUnknown),
         (hiredis.ReplyError("ERR something else"), None, Unavailable),
     ],

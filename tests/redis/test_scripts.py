@@ -118,7 +118,7 @@ def test_two_producers_do_not_share_sequences(caller: Caller) -> None:
 
 def test_a_sequence_one_window_behind_is_too_old(caller: Caller) -> None:
     caller.add("post:42", 5, caller.producer(1 + _WINDOW))
-    assert caller.add("post:42", 5, caller.producer(1)) == [b"old", 1]
+    assert caller.add("post:42", 5, caller.producer(1)) == [b"old", 1, b"257<0>257"]
 
 
 def test_a_sequence_within_the_window_still_counts(caller: Caller) -> None:

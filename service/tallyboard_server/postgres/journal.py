@@ -187,6 +187,35 @@ def claim_tokens(
     return {TokenOf(token, sequence): row for token, sequence, row in rows}
 
 
+def note_repeats(conn: psycopg.Connection[Any], repeats: Collection[tuple[TokenOf, int]]) -> None:
+    """Notes rows that have a token besides the one that had it first."""
+    conn.execute(
+        "UPDATE tallyboard.journal_tokens AS held SET repeated_by = held.repeated_by || given.ids"
+        " FROM (SELECT token, sequence, array_agg(id ORDER BY id) AS ids"
+        " FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS each (token, sequence, id)"
+        " GROUP BY token, sequence) AS given"
+        " WHERE held.token = given.token AND held.sequence = given.sequence",
+        (
+            [token.token for token, _ in repeats],
+            [token.sequence for token, _ in repeats],
+            [row for _, row in repeats],
+        ),
+    )
+
+
+def rows_of_tokens(
+    conn: psycopg.Connection[Any], tokens: Collection[TokenOf]
+) -> dict[TokenOf, list[int]]:
+    """The rows that have these tokens, the first one first; some may be gone."""
+    found = conn.execute(
+        "SELECT token, sequence, journal_id, repeated_by FROM tallyboard.journal_tokens"
+        " JOIN unnest(%s::text[], %s::bigint[]) AS given (token, sequence)"
+        " USING (token, sequence)",
+        ([token.token for token in tokens], [token.sequence for token in tokens]),
+    )
+    return {TokenOf(token, sequence): [row, *others] for token, sequence, row, others in found}
+
+
 def checkpointed_tokens(
     conn: psycopg.Connection[Any], tokens: Collection[tuple[int, str]]
 ) -> dict[str, dict[bytes, bytes]]:

@@ -5,7 +5,7 @@ between two rows, or before anything was noted, leaves nothing that the next one
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from tallyboard_server.postgres.journal import Batch, Standing
 from tallyboard_server.postgres.locks import locked
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery.batches import decode, encode
+from tallyboard_server.recovery.late import judge, make_late
 from tallyboard_server.recovery.order import waves
 from tallyboard_server.recovery.plans import ScorePlans
 from tallyboard_server.redis import definitions, scripts
@@ -135,7 +136,7 @@ class Drainer:
         self._load_window = load_window
         self._partitions = partitions
         self._clock = clock
-        self._keeps_tokens = keeps_tokens
+        self.keeps_tokens = keeps_tokens
         self._connection: Connection | None = None
 
     def drain(self, partition: int) -> Drained:
@@ -189,7 +190,7 @@ class Drainer:
 
     def pack(self, call: ScriptCall, incarnation: str) -> bytes:
         """The command of a call that has a token."""
-        return call.pack(_NO_SEQUENCES, incarnation, keeps_tokens=self._keeps_tokens)
+        return call.pack(_NO_SEQUENCES, incarnation, keeps_tokens=self.keeps_tokens)
 
     def add_wide(self, part: Part, key: str) -> bool:
         """Adds to a wide counter; False if it would leave its range."""
@@ -366,19 +367,39 @@ class _Drain:
         if verdict == b"seen":
             return call.without({tokens[index - 1] for index in details[::2]})
         if verdict == b"old":
-            return self._too_old(call, [tokens[index - 1] for index in details if index])
+            if details == [0]:
+                return self._without_link(call)
+            pairs = zip(details[::2], details[1::2], strict=True)
+            return self._late(call, {tokens[index - 1]: slot for index, slot in pairs})
         if isinstance(call, ScoresCall):
             return self._replan(call, details)
         return self._widen(call, details)
 
-    def _too_old(self, call: ScriptCall, parts: Sequence[Part]) -> ScriptCall:
-        """Nobody can tell any more whether these were applied: they are kept for people to see."""
-        left = call.without(set(parts)) if parts else empty_call(self._partition)
-        others = set(call.parts) - set(parts) if parts else ()
-        self._reject(call.without(others), "SEQUENCE_TOO_OLD")
-        left.row = call.row
-        # A name that was forgotten would be too old again.
-        left.token = call.token if parts else CallToken(f"journal-{call.row}", 1)
+    def _late(self, call: ScriptCall, slots: Mapping[Part, bytes]) -> ScriptCall:
+        """Parts that are too old for their rings: those that are missing go again as they are."""
+        verdicts = judge(
+            self._conn, call, slots, self._applied, all_have_rows=self._drainer.keeps_tokens
+        )
+        if verdicts.unknown:
+            others = set(call.parts) - verdicts.unknown
+            self._reject(call.without(others), "SEQUENCE_TOO_OLD")
+        for part in verdicts.missing:
+            make_late(part)
+        gone = verdicts.over | verdicts.unknown
+        left = [part for part in call.parts if part not in gone]
+        return _again(call, left) if left else call.without(gone)
+
+    def _without_link(self, call: ScriptCall) -> ScriptCall:
+        """A row whose link is far ahead of it goes again under a name of its own.
+
+        Where all have rows, a row that Redis does not know was not applied. Otherwise nobody can
+        tell any more, and it is kept for people to see.
+        """
+        left = call
+        if not self._drainer.keeps_tokens:
+            self._reject(call, "SEQUENCE_TOO_OLD")
+            left = empty_call(self._partition)
+        left.row, left.token = call.row, CallToken(f"journal-{call.row}", 1)
         return left
 
     def _widen(self, call: ScriptCall, details: Sequence[int]) -> ScriptCall:

@@ -4,12 +4,10 @@ What comes while Redis is away, or a partition is not open, is over once it is c
 durability `journaled` everything comes here first, and goes on to Redis with its row's number.
 """
 
-import re
 import threading
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
@@ -26,7 +24,7 @@ from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.batches import encode, increments_of, scores_of, tokens_in
-from tallyboard_server.recovery.standing import SEEN_BY_ALL, PartitionFollower
+from tallyboard_server.recovery.standing import FOUND_BY_ALL, SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import (
     PRODUCER_RING,
@@ -40,6 +38,7 @@ from tallyboard_server.redis.calls import (
 )
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.rings import parse_slot
 from tallyboard_server.redis.store import RedisStore
 
 #: Seconds that Postgres may take for one answer before it counts as away.
@@ -97,6 +96,7 @@ class _Flush:
             they are written all the same, for only Redis can tell whether the first one was
             applied, and count for reads once.
         may_be_committed: whether a commit was begun.
+        closed: what Postgres says of the partitions that it closes.
         hidden_for: seconds for which some worker may still think that a partition is open.
     """
 
@@ -109,6 +109,7 @@ class _Flush:
     lost: list[_Entry] = field(default_factory=list)
     repeats: dict[Part, str] = field(default_factory=dict)
     may_be_committed: bool = False
+    closed: list[Standing] = field(default_factory=list)
     hidden_for: float = 0.0
 
 
@@ -152,6 +153,7 @@ class JournalWriter:
         self._looked_at_depth = 0.0
         self._sequences = _new_name()
         self._conn: BoundedConnection | None = None
+        self._connected_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -319,6 +321,7 @@ class JournalWriter:
             self._rewrite(conn, entry)
         flush.may_be_committed = True
         conn.commit()
+        self._follower.notice(flush.closed)
         for entry in new:
             entry.call.row = entry.row
         _BATCHES.inc(len(new))
@@ -360,9 +363,15 @@ class JournalWriter:
                 flush.back += call.parts
         staying = {entry.call.partition for entry in flush.stays}
         ages = [0.0 if s.state == OPEN else s.age for s in standings if s.partition in staying]
-        flush.hidden_for = max(0.0, SEEN_BY_ALL - min(ages, default=SEEN_BY_ALL))
+        since_found = time.monotonic() - self._connected_at
+        flush.hidden_for = 0.0
+        if staying:
+            flush.hidden_for = max(
+                0.0, SEEN_BY_ALL - min(ages, default=0.0), FOUND_BY_ALL - since_found
+            )
         is_away = bool(staying) and self._store.away is not None
-        overlay.begin(conn, open_ones if is_away else staying & open_ones)
+        began = overlay.begin(conn, open_ones if is_away else staying & open_ones)
+        flush.closed = rows.read_standings(conn, began) if began else []
 
     def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
         """Adds the rows."""
@@ -435,12 +444,15 @@ class JournalWriter:
         """Ends what is over, and sends the rest.
 
         What was journaled is acknowledged when nobody takes Redis' word any more: a read must not
-        miss it.
+        miss it, and its stream must not go past it.
         """
-        if flush.hidden_for:
-            self._look()
-            self._closing.wait(flush.hidden_for)
-        for entry in [*flush.stays, *flush.drained]:
+        is_seen = self._is_seen_by_all(flush)
+        for entry in flush.stays:
+            if is_seen:
+                _end(entry.call, flush.repeats)
+            else:
+                _fail(entry.call, "Postgres went away before every worker knew of it")
+        for entry in flush.drained:
             _end(entry.call, flush.repeats)
         for entry in flush.lost:
             _fail(Amendment(entry.call, entry.over or {}), "the answer to a commit was lost")
@@ -451,9 +463,24 @@ class JournalWriter:
             for part, why in (entry.over or {}).items():
                 self._store.turn_away(part, why)
 
-    def _look(self) -> None:
-        with suppress(psycopg.Error):
-            self._follower.look()
+    def _is_seen_by_all(self, flush: _Flush) -> bool:
+        """Waits until every worker has seen that its partitions are closed.
+
+        They have if Postgres was there for so long, and on this connection it was.
+        """
+        if not flush.hidden_for:
+            return True
+        time.sleep(flush.hidden_for)
+        conn = self._conn
+        try:
+            if conn is None or conn.closed:
+                return False
+            conn.execute("SELECT")
+            conn.rollback()
+        except psycopg.Error:
+            self._disconnect()
+            return False
+        return True
 
     def _send(self, items: Sequence[Part | ScriptCall]) -> None:
         if not items:
@@ -478,6 +505,7 @@ class JournalWriter:
         if self._conn is None or self._conn.closed:
             self._conn = connect(self._conninfo, name="tallyboard journal")
             self._conn.answer_timeout = PATIENCE
+            self._connected_at = time.monotonic()
         return self._conn
 
     def _disconnect(self) -> None:
@@ -551,14 +579,17 @@ def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, s
         return {}
     held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
     notes = _notes(conn, {row for token, row in held.items() if claimed[token][1] != row})
-    repeats = {}
+    repeats, others = {}, []
     for part, row in parts:
         token = _token_of(part)
         first = claimed[token][0]
         if held[token] != row:
             repeats[part] = notes.get(token, "")
+            others.append((token, row))
         elif first is not part and first.token is not None:
             repeats[part] = first.token.note
+    if others:
+        rows.note_repeats(conn, others)
     return repeats
 
 
@@ -579,8 +610,8 @@ def _checkpointed(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Pa
             continue
         if token.kind != "p":
             repeats[part] = value.decode()
-        elif (found := re.match(rb"(\d+)", value)) and int(found[1]) == int(token.sequence):
-            repeats[part] = value[found.end() :].decode()
+        elif (held_slot := parse_slot(value)) and held_slot.newest == int(token.sequence):
+            repeats[part] = held_slot.note.decode()
     return repeats
 
 

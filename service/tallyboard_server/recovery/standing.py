@@ -15,15 +15,19 @@ from tallyboard_server.postgres.journal import (
     note_redis_life,
     read_standings,
 )
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.redis.fences import Fences
 
 #: Seconds after a change of a state until every worker has seen it.
 SEEN_BY_ALL: Final = 0.5
+#: The same after Postgres was away: they connect anew.
+FOUND_BY_ALL: Final = 1.0
 # Seconds between two looks, for so many partitions; more of them are looked at less often.
 _INTERVAL: Final = 0.2
 _PARTITIONS: Final = 512
+# Seconds that one answer may take; silence is no answer, and stopped servers do answer one day.
+_PATIENCE: Final = 3.0
 _log = structlog.get_logger(__name__)
 
 
@@ -33,13 +37,21 @@ class PartitionFollower:
     While Postgres is away, what was known last stays in force: serving goes on. Owns one thread.
 
     Args:
+        conninfo: Postgres, for a connection of its own: a pool's attempts get rarer while Postgres
+            is away, and whoever finds it again last would read and write past the journal.
+        pool: more connections, for other threads that want to look.
         fences: what is kept up to date.
         partitions: how many there are.
     """
 
     def __init__(
-        self, pool: ConnectionPool[BoundedConnection], fences: Fences, partitions: int
+        self,
+        conninfo: str,
+        pool: ConnectionPool[BoundedConnection],
+        fences: Fences,
+        partitions: int,
     ) -> None:
+        self._conninfo = conninfo
         self._pool = pool
         self._fences = fences
         self._interval = _INTERVAL * max(1.0, partitions / _PARTITIONS)
@@ -95,10 +107,19 @@ class PartitionFollower:
         self._thread.join(15.0)
 
     def _run(self) -> None:
+        conn: BoundedConnection | None = None
         while not self._closing.wait(self._interval):
             try:
-                self.look()
+                if conn is None or conn.closed:
+                    conn = connect(self._conninfo, name="tallyboard partitions")
+                    conn.answer_timeout = _PATIENCE
+                    conn.autocommit = True
+                self.notice(read_standings(conn))
             except psycopg.Error:
-                pass  # what is known stays in force
+                # What is known stays in force.
+                if conn is not None:
+                    conn.close()
             except Exception:
                 _log.exception("partitions could not be followed")
+        if conn is not None:
+            conn.close()

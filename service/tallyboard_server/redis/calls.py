@@ -67,6 +67,7 @@ class ScriptCall:
     Of counters: one operation a key. See scores.py for the call that carries scores.
 
     Attributes:
+        tokens: the parts that have one, by key and, of a producer's, slot in its ring.
         token: its own, from the moment when it is packed, or journaled.
         row: its number in the journal, if it is there.
         changes: of its partition's state, when it was journaled (see postgres/journal.py).
@@ -107,14 +108,19 @@ class ScriptCall:
         return len(self.operations)
 
     def takes(self, part: Part) -> bool:
-        """Adds the part, unless it needs another call. An empty call takes any part."""
+        """Adds the part, unless it needs another call. An empty call takes any part.
+
+        The script looks at all tokens before it notes one: no two may have the same slot.
+        """
         token = part.token
-        if token is not None and (token.key, token.sequence) in self.tokens:
-            return False
+        if token is not None:
+            slot = token.sequence % PRODUCER_RING if isinstance(token.sequence, int) else ""
+            if (token.key, slot) in self.tokens:
+                return False
         if not self.merges(part):
             return False
         if token is not None:
-            self.tokens[token.key, token.sequence] = part
+            self.tokens[token.key, slot] = part
         self.parts.append(part)
         return True
 
@@ -339,8 +345,10 @@ def _settle_known(
     if verdict == b"seen":
         indexes = zip(details[::2], details[1::2], strict=True)
         notes = {tokens[index - 1]: note for index, note in indexes}
-    too_old = {tokens[index - 1] for index in details if index} if verdict == b"old" else set()
-    link_too_old = verdict == b"old" and not too_old
+    link_too_old = verdict == b"old" and details == [0]
+    too_old: set[Part] = set()
+    if verdict == b"old" and not link_too_old:
+        too_old = {tokens[index - 1] for index in details[::2]}
     over: set[Part] = set()
     for part in call.parts:
         if part in notes:

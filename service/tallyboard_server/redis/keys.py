@@ -48,6 +48,12 @@ def producer_key(partition: int, tenant: str, producer: str) -> str:
     return f"{{tb:{partition}}}:p:{_name(tenant, producer)}"
 
 
+def late_key(ring: str, sequence: int) -> str:
+    """Key of a producer's sequence that is applied when its ring, by its key, is far ahead."""
+    tag, rest = ring.split("}:", 1)
+    return f"{tag}}}:e:{sequence}:{rest}"
+
+
 def link_key(partition: int, link: str) -> str:
     """Key of the ring that remembers a link's last sequences in this partition."""
     return f"{{tb:{partition}}}:l:{link}"
@@ -188,7 +194,7 @@ def parse_counter_key(key: bytes) -> CounterKey:
 
 
 _KEY: Final = re.compile(rb"\{tb:(\d{1,9})\}:(\w)(?::|$)")
-_TOKEN_KINDS: Final = frozenset(b"lpPrRq")
+_TOKEN_KINDS: Final = frozenset(b"elpPrRq")
 
 
 class KeyKind(NamedTuple):

@@ -16,8 +16,12 @@
 --   a request's token:  "r", note, TTL s                (key: the request's own)
 --   The note is kept with the token and told to whoever repeats it.
 -- Answers: {"ok", values...}; {"fenced", incarnation found or ""};
---          {"seen", i, note...} tokens (from 1) applied before; {"old", i...} tokens too old to
---          tell (0 is the link's); {"refused", i...} operations (from 1) that can't be applied.
+--          {"seen", i, note...} tokens (from 1) applied before; {"old", i, slot...} tokens too old
+--          for their ring, and what it holds in their place; {"old", 0}: the link's is;
+--          {"refused", i...} operations (from 1) that can't be applied.
+--
+-- A slot of a producer's ring is read by redis/rings.py: "newest", then up to two gaps
+-- "<before>after", the newest first, then "?" if there were more, then the note.
 
 local PRODUCER_RING = 256
 
@@ -48,8 +52,19 @@ if link_state == 'seen' then
 end
 if link_state == 'old' then return {'old', 0} end
 
+-- The newest sequence of a slot, and its gaps, when it goes on to this one.
+local function go_on(held, sequence)
+  local newest, gaps, more = string.match(held, '^(%d+)([<>%d]*)(%??)')
+  if tonumber(sequence) - tonumber(newest) > PRODUCER_RING then
+    local last = string.match(gaps, '^<%d+>%d+')
+    if last and #last < #gaps then more = '?' end
+    gaps = '<' .. newest .. '>' .. sequence .. (last or '')
+  end
+  return sequence .. gaps .. more
+end
+
 local tokens = tonumber(ARGV[7])
-local seen, old, slots = {}, {}, {}
+local seen, old, slots, went_on = {}, {}, {}, {}
 local function note_seen(i, note)
   seen[#seen + 1] = i
   seen[#seen + 1] = note
@@ -63,9 +78,12 @@ for i = 1, tokens do
     slots[i] = slot
     if state == 'seen' then
       redis.call('HSET', key, slot, held)
-      note_seen(i, string.sub(held, #sequence + 1))
+      note_seen(i, string.match(held, '\n.*$') or '')
     elseif state == 'old' then
       old[#old + 1] = i
+      old[#old + 1] = held
+    else
+      went_on[i] = go_on(held, sequence) .. string.sub(ARGV[at + 1], #sequence + 1)
     end
   else
     local held = redis.call('GET', key)
@@ -87,7 +105,7 @@ local function remember(note)
   for i = 1, tokens do
     local key, at = KEYS[4 + i], 5 + 3 * i
     if ARGV[at] == 'p' then
-      redis.call('HSET', key, slots[i], ARGV[at + 1] .. note)
+      redis.call('HSET', key, slots[i], went_on[i] .. note)
       keep(key, ARGV[at + 2])
     else
       redis.call('SET', key, ARGV[at + 1] .. note, 'EX', ARGV[at + 2])
