@@ -4,6 +4,8 @@ from typing import Final
 
 import grpc
 
+from tallyboard._service_config import SERVICE_CONFIG
+
 _OPTIONS: Final = (
     # Channels to the same target would otherwise share one connection, and so one worker.
     ("grpc.use_local_subchannel_pool", 1),
@@ -11,6 +13,7 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.service_config", SERVICE_CONFIG),
 )
 
 
@@ -18,7 +21,9 @@ def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None
     """Open a channel that has a connection of its own; close it, or use it in a `with`.
 
     A connection reaches one worker of the service, so open one channel for each core that the
-    service may use.
+    service may use. Calls have the deadlines and retries of the published service config, so a
+    write made with the generated stubs needs a `request_id`: a call whose connection was lost is
+    repeated.
 
     Args:
         target: where the service listens, as `host:port`.

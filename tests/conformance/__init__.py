@@ -1,0 +1,1 @@
+"""The conformance cases, and what plays them."""
