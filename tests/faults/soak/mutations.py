@@ -1,5 +1,7 @@
 """Bugs that are planted in a copy of the server, one at a time: the schedules must find each.
 
+The same schedules are run on the server as it is, too: they must find nothing there.
+
 What is here is data: a bug is an exact text of one file and what takes its place.
 """
 
@@ -138,34 +140,44 @@ def _check_used(folder: Path) -> None:
 def caught_by(mutation: Mutation, deadline: float) -> Outcome | None:
     """The first schedule that finds the bug; None when none of those that may be needed does."""
     with planted(mutation) as folder:
-        plan = Plan(
-            tuple(range(1, mutation.seeds + 1)),
-            mutation.durability,
-            deadline,
-            package_path=folder,
-            only=mutation.faults,
-            ends_at_first=True,
-        )
-        for outcome in run(plan):
-            if outcome.wrong:
-                return outcome
-    return None
+        return _first_wrong(mutation, mutation.seeds, deadline, folder)
+
+
+def _first_wrong(
+    mutation: Mutation, seeds: int, deadline: float, folder: Path | None = None
+) -> Outcome | None:
+    plan = Plan(
+        tuple(range(1, seeds + 1)),
+        mutation.durability,
+        deadline,
+        package_path=folder,
+        only=mutation.faults,
+        ends_at_first=True,
+    )
+    return next((outcome for outcome in run(plan) if outcome.wrong), None)
 
 
 def check_mutations(deadline: float) -> int:
-    """Plants each bug and prints which schedule finds it; the exit status is 1 if one is missed."""
-    rows, missed = [], 0
+    """Plants each bug and prints which schedule finds it, and what it finds without the bug.
+
+    The exit status is 1 if a bug is missed, or found where it is not.
+    """
+    rows, failed = [], 0
     for mutation in MUTATIONS:
         started = time.time()
         outcome = caught_by(mutation, deadline)
         seconds = f"{time.time() - started:.0f} s"
         if outcome is None:
-            missed += 1
-            rows.append((mutation.name, "none", f"NOT FOUND ({seconds})"))
-        else:
-            how = outcome.wrong[0].splitlines()[0]
-            rows.append((mutation.name, str(outcome.schedule.seed), f"{how[:120]} ({seconds})"))
-    print(f"\n{'planted bug':<50} {'seed':>5}  how it was found")
-    for name, seed, how in rows:
-        print(f"{name:<50} {seed:>5}  {how}")
-    return 1 if missed else 0
+            failed += 1
+            rows.append((mutation.name, "none", "", f"NOT FOUND ({seconds})"))
+            continue
+        seed = outcome.schedule.seed
+        unplanted = _first_wrong(mutation, seed, deadline)
+        failed += unplanted is not None
+        control = "OK" if unplanted is None else "FAILED"
+        how = outcome.wrong[0].splitlines()[0]
+        rows.append((mutation.name, str(seed), control, f"{how[:120]} ({seconds})"))
+    print(f"\n{'planted bug':<50} {'seed':>5} {'without it':<10}  how it was found")
+    for name, number, control, how in rows:
+        print(f"{name:<50} {number:>5} {control:<10}  {how}")
+    return 1 if failed else 0
