@@ -5,6 +5,7 @@ generated messages and stubs of every RPC are in `tallyboard.v1`.
 """
 
 from tallyboard._answers import BatchResult, Count, Entry, Submitted, WindowResult
+from tallyboard._buffer import BufferedCounter, CounterBuffer
 from tallyboard._channel import open_channel
 from tallyboard._client import Client
 from tallyboard._counters import Counter
@@ -39,9 +40,11 @@ __all__ = [
     "AbortedError",
     "AlreadyExistsError",
     "BatchResult",
+    "BufferedCounter",
     "Client",
     "Count",
     "Counter",
+    "CounterBuffer",
     "DeadlineExceededError",
     "Entry",
     "FailedPreconditionError",

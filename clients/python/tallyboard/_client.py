@@ -1,17 +1,19 @@
 """The client: everything that the service does, for a backend in Python."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import grpc
 
 from tallyboard._answers import BatchResult, Count
-from tallyboard._calls import Calls, metadata_of
+from tallyboard._buffer import CounterBuffer
+from tallyboard._calls import Calls, Turns, metadata_of
 from tallyboard._counters import Counter, CounterCalls
 from tallyboard._errors import UnavailableError
+from tallyboard._failures import IncrementFailure
 from tallyboard._leaderboards import Leaderboard, LeaderboardCalls
 
 #: Connections that a client opens unless it is told otherwise.
@@ -52,6 +54,8 @@ class Client:
             raise ValueError(f"timeout must be above 0, not {timeout}")
         credentials = grpc.ssl_channel_credentials() if tls is True else tls or None
         self._calls = Calls(target, credentials, channels, metadata_of(tenant, token), timeout)
+        self._tenant = tenant
+        self._turns = Turns(self._calls.channels)
         self._counters = CounterCalls(self._calls)
         self._leaderboards = LeaderboardCalls(self._calls)
 
@@ -107,6 +111,24 @@ class Client:
     ) -> Iterator[Mapping[str, Count]]:
         """The counts of up to 100 counters now, and whenever some change; see `Counter.watch`."""
         return self._counters.watch(counters, min_interval)
+
+    def buffered(
+        self,
+        *,
+        linger: float = 0.02,
+        max_counters: int = 100_000,
+        when_full: Literal["block", "shed"] = "block",
+        on_failure: Callable[[IncrementFailure], object] | None = None,
+    ) -> CounterBuffer:
+        """A buffer for hot paths; close it before the client. See `CounterBuffer`."""
+        return CounterBuffer(
+            next(self._turns),
+            self._tenant,
+            linger=linger,
+            max_counters=max_counters,
+            when_full=when_full,
+            on_failure=on_failure,
+        )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Waits until the service answers on every connection.
