@@ -9,13 +9,17 @@ PROJECTS := pyproject.toml clients/python/pyproject.toml constraints.txt
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: run test check generate demo bench soak outage install clean
+.PHONY: run test test-clients check generate demo bench soak outage install clean
 
 run: $(VENV)/.run-installed
 	@exec $(BIN)/tallyboard-server serve --with-parent $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -q
+
+# The conformance cases in Python, Go, TypeScript and Java, whose tools have to be there.
+test-clients: install
+	TALLYBOARD_ALL_TOOLS=1 $(BIN)/python -m pytest -q tests/conformance tests/clients_python tests/test_packages.py
 
 check: install
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def run(command: list[str], service: RunningService) -> str:
     ("page", "program"),
     [
         (page, program)
-        for page in ("README.md", "clients/python/README.md")
+        for page in ("README.md", "clients/python/README.md", "docs/clients.md")
         for program in blocks(page, "python")
         if ADDRESS in program
     ],
