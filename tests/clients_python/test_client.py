@@ -21,6 +21,7 @@ from tallyboard import (
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard.v1 import operations_pb2, operations_pb2_grpc
 from tests.service import RunningService
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -187,8 +188,16 @@ def test_what_was_removed_is_gone(board: Leaderboard) -> None:
     assert board.remove("ann") == 1
     assert board.rank("bob", exact=True) == 1
     board.delete()
-    with pytest.raises(NotFoundError):
-        board.top()
+    # Other workers learn of it within a second.
+    wait_for(lambda: _is_gone(board), "the leaderboard to be gone everywhere")
+
+
+def _is_gone(board: Leaderboard) -> bool:
+    try:
+        board.top(exact=True)
+    except NotFoundError:
+        return True
+    return False
 
 
 def test_a_watch_of_the_top(board: Leaderboard) -> None:
@@ -220,6 +229,14 @@ def test_a_service_that_is_not_there_is_waited_for(tenant: str) -> None:
     client = Client("127.0.0.1:1", tenant=tenant, channels=1)
     with client, pytest.raises(UnavailableError, match="did not answer"):
         client.wait_ready(0.2)
+
+
+def test_a_service_that_starts_is_waited_for(tenant: str) -> None:
+    with RunningService(workers=1) as service, Client(service.target, tenant=tenant) as client:
+        service.kill()
+        service.spawn()
+        client.wait_ready()
+        assert client.counter("post:42").get(exact=True).value == 0
 
 
 def test_a_closed_client_says_so(service: RunningService) -> None:

@@ -14,6 +14,7 @@ from tallyboard._calls import Calls, Turns, metadata_of
 from tallyboard._counters import Counter, CounterCalls
 from tallyboard._errors import UnavailableError
 from tallyboard._failures import IncrementFailure
+from tallyboard._health import is_serving
 from tallyboard._leaderboards import Leaderboard, LeaderboardCalls
 
 #: Connections that a client opens unless it is told otherwise.
@@ -131,17 +132,16 @@ class Client:
         )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
-        """Waits until the service answers on every connection.
+        """Waits until the service says on every connection that it is serving.
 
         Raises:
             UnavailableError: it does not in time.
         """
         deadline = time.monotonic() + timeout
         for channel in self._calls.channels:
-            try:
-                grpc.channel_ready_future(channel).result(max(0.0, deadline - time.monotonic()))
-            except grpc.FutureTimeoutError:
-                raise UnavailableError(f"the service did not answer within {timeout:g} s") from None
+            while not is_serving(channel, deadline - time.monotonic()):
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"the service did not answer within {timeout:g} s")
 
     def close(self) -> None:
         """Ends the connections."""

@@ -1,0 +1,47 @@
+"""The libraries as a new user gets them: built, installed in an empty folder, the README pasted."""
+
+import re
+import shutil
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests import tools
+from tests.service import RunningService
+
+_CLIENTS: Final = tools.ROOT / "clients"
+_ADDRESS: Final = "127.0.0.1:7411"
+
+
+@pytest.fixture
+def target() -> Iterator[str]:
+    """Where an empty service listens: every example is the first one."""
+    with RunningService(workers=1) as service:
+        yield service.target
+
+
+def _example(language: str, fence: str, target: str) -> str:
+    """The first program of a README."""
+    text = (_CLIENTS / language / "README.md").read_text()
+    program = re.findall(rf"```{fence}\n(.*?)```", text, re.S)[0]
+    assert _ADDRESS in program
+    return str(program).replace(_ADDRESS, target)
+
+
+@pytest.mark.timeout(300)
+def test_the_wheel(tmp_path: Path, target: str) -> None:
+    source = shutil.copytree(
+        _CLIENTS / "python", tmp_path / "source", ignore=shutil.ignore_patterns("*.egg-info")
+    )
+    pip = ["-m", "pip", "--disable-pip-version-check"]
+    tools.run([sys.executable, *pip, "wheel", "-q", "--no-deps", str(source)], tmp_path)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    (wheel,) = tmp_path.glob("tallyboard-*.whl")
+    tools.run([python, *pip, "install", "-q", str(wheel)], tmp_path)
+    (tmp_path / "first.py").write_text(_example("python", "python", target))
+    assert tools.run([python, "first.py"], tmp_path) == "1\n1 ann 1820.0\n"
