@@ -52,7 +52,7 @@ func (p *player) close() {
 func (p *player) play(each conformanceCase) string {
 	run := &run{
 		player:    p,
-		tenant:    fmt.Sprintf("go-%s-%s", each.Name, newID()[:8]),
+		tenant:    fmt.Sprintf("go-%s-%s", each.Name, tallyboard.NewRequestID()[:8]),
 		variables: map[string]string{},
 	}
 	for index, raw := range each.Steps {
@@ -77,7 +77,7 @@ type run struct {
 // variable makes up an id that is not known yet. A name that was never saved stays empty.
 func (r *run) variable(name string) string {
 	if _, known := r.variables[name]; !known && strings.HasPrefix(name, "id:") {
-		r.variables[name] = newID()
+		r.variables[name] = tallyboard.NewRequestID()
 	}
 	return r.variables[name]
 }

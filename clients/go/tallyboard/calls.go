@@ -40,7 +40,7 @@ func identified(message proto.Message) proto.Message {
 		return true
 	})
 	copied.SetUnknown(reflected.GetUnknown())
-	copied.Set(field, protoreflect.ValueOfString(newUUID()))
+	copied.Set(field, protoreflect.ValueOfString(NewRequestID()))
 	return copied.Interface()
 }
 

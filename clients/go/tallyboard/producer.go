@@ -127,7 +127,7 @@ func NewProducer(
 // complete puts the defaults in, and checks the limits.
 func (o *ProducerOptions) complete() error {
 	if o.ID == "" {
-		o.ID = newUUID()
+		o.ID = NewRequestID()
 	}
 	o.FirstSequence = max(o.FirstSequence, 1)
 	orDefault(&o.Window, defaultWindow)

@@ -5,8 +5,10 @@ import (
 	"fmt"
 )
 
-// newUUID is a random UUID (version 4) in its 36-character form.
-func newUUID() string {
+// NewRequestID gives a random UUID for the `request_id` of a write. [Dial] makes connections that put
+// one into every write that has none; one of your own is for a call that you may make again
+// yourself, after DEADLINE_EXCEEDED for example.
+func NewRequestID() string {
 	var id [16]byte
 	rand.Read(id[:]) // never fails: crypto/rand ends the program instead
 	id[6] = id[6]&0x0f | 0x40
