@@ -97,6 +97,30 @@ func TestBatchesAreNumberedAndCounted(t *testing.T) {
 	}
 }
 
+func TestAStreamStaysOpenBetweenBatches(t *testing.T) {
+	service := start(t)
+	service.increment = func(context.Context, *tallyboardv1.IncrementRequest) error { return nil }
+	conn := service.dial()
+	producer, err := NewProducer(conn, ProducerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		send(t, producer, "post:42", 1)
+		if err := producer.Flush(inTime(t)); err != nil {
+			t.Fatal(err)
+		}
+		// Behind an answer over the same connection, a stream that was ended would have been seen.
+		request := &tallyboardv1.IncrementRequest{Counter: "post:43", Delta: 1}
+		client := tallyboardv1.NewCounterServiceClient(conn)
+		if _, err := client.Increment(inTime(t), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service.expectStreams(1)
+	closeInTime(t, producer)
+}
+
 func TestEachBatchCountsOnceWhateverBreaks(t *testing.T) {
 	cut := func(s *service, stream serverStream) error {
 		defer s.cut()
@@ -200,6 +224,21 @@ func TestAStreamThatStallsIsReplaced(t *testing.T) {
 	send(t, producer, "post:42", 1)
 	closeInTime(t, producer)
 	service.expectTotals(map[string]int64{"post:42": 1})
+	service.expectStreams(2)
+}
+
+func TestAStreamThatStallsAfterAnAcknowledgementIsReplaced(t *testing.T) {
+	service := start(t, func(s *service, stream serverStream) error {
+		return errors.Join(breakAfter(1, 1, nil)(s, stream), swallow(s, stream))
+	})
+	producer := service.produce(ProducerOptions{StallTimeout: 200 * time.Millisecond})
+	send(t, producer, "post:42", 1)
+	if err := producer.Flush(inTime(t)); err != nil {
+		t.Fatal(err)
+	}
+	send(t, producer, "post:42", 2)
+	closeInTime(t, producer)
+	service.expectTotals(map[string]int64{"post:42": 3})
 	service.expectStreams(2)
 }
 
