@@ -18,8 +18,8 @@ import (
 //go:embed service_config.json
 var serviceConfig string
 
-// maxAnswer is the largest answer that is taken, in bytes. The service limits what it is sent to
-// 4 MiB, but an answer that names what is wrong with each of 10,000 items may be larger.
+// maxAnswer is the largest answer that is taken, in bytes. gRPC's own limit is 4 MiB, and an answer
+// that names what is wrong with each of 10,000 items comes close to it.
 const maxAnswer = 16 << 20
 
 // Conn reaches a Tallyboard service over one or more connections. It is a
