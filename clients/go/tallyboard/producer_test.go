@@ -408,8 +408,12 @@ func TestFlushAndCloseGiveUpWithTheirContext(t *testing.T) {
 	if producer.Err() != nil || producer.Pending() != 1 {
 		t.Errorf("it left %d pending, %v", producer.Pending(), producer.Err())
 	}
-	if err := producer.Close(over); !errors.Is(err, context.Canceled) {
-		t.Errorf("a close that was cut short: %v", err)
+	late, stop := context.WithTimeout(inTime(t), time.Nanosecond)
+	defer stop()
+	closed := producer.Close(late)
+	if !errors.Is(closed, context.DeadlineExceeded) || errors.Is(closed, context.Canceled) ||
+		!errors.Is(closed, errAway) {
+		t.Errorf("a close that was cut short: %v", closed)
 	}
 	service.until("the end of the stream", func() bool { return service.ended == 2 })
 	if err := producer.Flush(inTime(t)); !errors.Is(err, ErrClosed) {

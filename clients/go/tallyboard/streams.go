@@ -52,14 +52,15 @@ func (p *Producer) waitForWork() bool {
 	return err == nil && p.life.Err() == nil && !p.window.isEmpty()
 }
 
-// noteBroken gives the time to wait before the next stream: none if nothing waits for one.
+// noteBroken keeps what broke a stream, and gives the time to wait before the next: none if nothing
+// waits for one.
 func (p *Producer) noteBroken(err error) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.broken = err
-	if p.window.isEmpty() {
-		return 0
+	if p.life.Err() != nil || p.window.isEmpty() {
+		return 0 // and what Close has cut off says nothing about the service
 	}
+	p.broken = err
 	return p.backoff.delay(err)
 }
 
