@@ -24,6 +24,7 @@ import (
 type method struct {
 	path            string
 	request, answer protoreflect.MessageType
+	isStreaming     bool // from the server
 }
 
 func methodOf(name string) (*method, error) {
@@ -42,7 +43,7 @@ func methodOf(name string) (*method, error) {
 		return nil, err
 	}
 	answer, err := protoregistry.GlobalTypes.FindMessageByName(described.Output().FullName())
-	return &method{"/" + full, request, answer}, err
+	return &method{"/" + full, request, answer, described.IsStreamingServer()}, err
 }
 
 func (m *method) parse(data json.RawMessage) (proto.Message, error) {
@@ -54,6 +55,9 @@ func (r *run) call(step *step) error {
 	method, err := methodOf(step.Call)
 	if err != nil {
 		return err
+	}
+	if method.isStreaming {
+		return r.watch(step)
 	}
 	request, err := method.parse(step.Request)
 	if err != nil {

@@ -20,7 +20,7 @@ type step struct {
 	Call     string          `json:"call"`
 	Request  json.RawMessage `json:"request"`
 	Response any             `json:"response"`
-	// Responses makes it a server-streaming call.
+	// Responses are those of a server-streaming call.
 	Responses []any             `json:"responses"`
 	Save      map[string]string `json:"save"`
 

@@ -90,8 +90,6 @@ func (r *run) play(step *step) error {
 		return r.produce(step)
 	case step.Stream != "":
 		return r.stream(step)
-	case step.Responses != nil:
-		return r.watch(step)
 	}
 	return r.call(step)
 }
