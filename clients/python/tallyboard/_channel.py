@@ -13,6 +13,8 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 3_000),
+    # The failures of 10,000 items of a batch may take more than gRPC's 4 MiB.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.service_config", SERVICE_CONFIG),
 )
 

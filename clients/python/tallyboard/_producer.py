@@ -380,8 +380,10 @@ class IncrementProducer:
                     self._fatal = error
                     self._changed.notify_all()
                     return
-                if error is not None and not self._closing:
-                    self._pause(self._backoff.delay(error.retry_after))
+                # A stream that ended well although work was left is a break, too.
+                is_broken = error is not None or self._batches.after(0) is not None
+                if is_broken and not self._closing:
+                    self._pause(self._backoff.delay(error.retry_after if error else None))
 
     def _wait_for_work(self) -> bool:
         with self._changed:
