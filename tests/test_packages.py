@@ -45,3 +45,31 @@ def test_the_wheel(tmp_path: Path, target: str) -> None:
     tools.run([python, *pip, "install", "-q", str(wheel)], tmp_path)
     (tmp_path / "first.py").write_text(_example("python", "python", target))
     assert tools.run([python, "first.py"], tmp_path) == "1\n1 ann 1820.0\n"
+
+
+@pytest.mark.timeout(900)
+def test_the_go_module(tmp_path: Path, target: str) -> None:
+    go, module = tools.need("go"), "github.com/tallyboard/tallyboard/clients/go"
+    (tmp_path / "main.go").write_text(_example("go", "go", target))
+    tools.run([go, "mod", "init", "acme"], tmp_path)
+    tools.run([go, "mod", "edit", f"-replace={module}={_CLIENTS / 'go'}"], tmp_path)
+    tools.run([go, "mod", "tidy"], tmp_path)
+    assert tools.run([go, "run", "."], tmp_path) == "post:42: 1\n1 ann 1820\n"
+
+
+@pytest.mark.timeout(900)
+def test_the_go_module_is_well_kept() -> None:
+    go, folder = tools.need("go"), _CLIENTS / "go"
+    assert tools.run([tools.need("gofmt"), "-l", "."], folder) == ""
+    tools.run([go, "mod", "tidy", "-diff"], folder)
+    tools.run([go, "vet", "./..."], folder)
+    tools.run([go, "test", "-race", "./..."], folder)
+
+
+@pytest.mark.timeout(900)
+def test_the_stubs_for_go_are_up_to_date(tmp_path: Path) -> None:
+    tools.need("go")
+    kept = _CLIENTS / "go" / "tallyboard"
+    before = shutil.copytree(kept, tmp_path / "before")
+    tools.run(["./generate"], _CLIENTS / "go", {"PYTHON": sys.executable})
+    tools.run([tools.need("diff"), "-r", str(before), str(kept)], tools.ROOT)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.conformance import runners
 from tests.conformance.stage import Stage
 
 CASES: Final = sorted((Path(__file__).parent / "cases").glob("*.json"))
@@ -48,3 +49,8 @@ def test_there_are_enough_cases_and_each_has_a_name() -> None:
 def test_python(stage: Stage) -> None:
     played = _played(stage, [sys.executable, "-m", "tests.conformance.runner"])
     assert played == dict.fromkeys(_names(), True)
+
+
+@pytest.mark.timeout(900)
+def test_go(stage: Stage) -> None:
+    assert _played(stage, runners.go()) == dict.fromkeys(_names(), True)

@@ -1,0 +1,15 @@
+"""The runners of all languages: how each is made, and the command that it is."""
+
+from typing import Final
+
+from tests import tools
+
+_CLIENTS: Final = tools.ROOT / "clients"
+
+
+def go() -> list[str]:
+    """The runner of the Go module."""
+    made = tools.FOLDER / "conformance-go"
+    command = [tools.need("go"), "build", "-o", str(made), "./conformance"]
+    tools.run(command, _CLIENTS / "go")
+    return [str(made)]
