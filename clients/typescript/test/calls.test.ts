@@ -11,7 +11,15 @@ import {
   type IncrementRequest,
   IncrementResponse,
 } from "tallyboard/v1/counters";
-import { type Answer, Arrivals, type Call, failure, type Handlers, TestServer } from "./server.js";
+import {
+  type Answer,
+  Arrivals,
+  type Call,
+  failure,
+  type Handlers,
+  type Stream,
+  TestServer,
+} from "./server.js";
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
@@ -171,17 +179,22 @@ test("a call waits for a service that is not there yet", async () => {
     attempts.add();
   });
   const { counters, close } = opened(`127.0.0.1:${port}`);
-  const call = counters.getCounter({ counter: "post:42" });
+  // A stream, because no retry policy would make up for one that does not wait.
+  const stream = counters.streamIncrements().resume();
+  const ended = once(stream, "status");
+  stream.end();
   await attempts.at(2);
   reserved.close();
   await once(reserved, "close");
 
-  const server = new TestServer({ getCounter: (_: unknown, answer: Answer) => answer(null, {}) });
+  const streamIncrements = (call: Stream) => call.resume().on("end", () => call.end());
+  const server = new TestServer({ streamIncrements });
   server.target = `127.0.0.1:${port}`;
   await server.start();
-  await call;
+  const [found] = await ended;
   close();
   server.stop();
+  assert.equal(found.code, status.OK);
 });
 
 test("an aborted call fails with the reason of its signal", async () => {
