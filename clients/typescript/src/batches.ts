@@ -1,10 +1,9 @@
-import { TallyboardError } from "./errors.js";
+import { errorFromStatus, TallyboardError } from "./errors.js";
+import type { Status } from "./gen/google/rpc/status.js";
 import {
   StreamIncrementsRequest,
   type StreamIncrementsResponse,
 } from "./gen/tallyboard/v1/counters.js";
-import type { Status } from "./gen/google/rpc/status.js";
-import { errorFromStatus } from "./errors.js";
 
 /** How many updates a batch holds at most. */
 export const MAX_UPDATES = 10_000;

@@ -92,6 +92,9 @@ export class Tallyboard {
    */
   producer(options: ProducerOptions = {}): Producer {
     const { tenant } = options;
+    if (tenant !== undefined) {
+      checkHeader(TENANT_KEY, tenant);
+    }
     return new Producer(() => duplex(this.#next(), BATCHES, { tenant }), options);
   }
 

@@ -26,5 +26,6 @@ export {
 export { SERVICE_CONFIG } from "./gen/service_config.js";
 export type { Duration } from "./gen/google/protobuf/duration.js";
 export type { Timestamp } from "./gen/google/protobuf/timestamp.js";
+export type { Status } from "./gen/google/rpc/status.js";
 export type { Producer, ProducerOptions, WaitOptions } from "./producer.js";
 export { fromDate, fromMs, toDate } from "./time.js";

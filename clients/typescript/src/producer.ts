@@ -3,7 +3,10 @@ import type { ClientDuplexStream, MethodDefinition, StatusObject } from "@grpc/g
 import { Backoff } from "./backoff.js";
 import { Batches, type Contents, contentsOf, type IncrementFailure } from "./batches.js";
 import { type Code, errorFromCall, TallyboardError } from "./errors.js";
-import { CounterServiceService, type StreamIncrementsResponse } from "./gen/tallyboard/v1/counters.js";
+import {
+  CounterServiceService,
+  type StreamIncrementsResponse,
+} from "./gen/tallyboard/v1/counters.js";
 import { Waiters, type WaitOptions } from "./waiters.js";
 
 export type { WaitOptions } from "./waiters.js";

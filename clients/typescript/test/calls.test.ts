@@ -114,7 +114,7 @@ test("what is not UNAVAILABLE is not repeated", async () => {
   assert.equal(calls, 1);
 });
 
-test("UNAVAILABLE that lasts is an error after five attempts, with the wait asked for", async () => {
+test("UNAVAILABLE that lasts is an error after five attempts", async () => {
   let calls = 0;
   const getCounter = (_: Call<GetCounterRequest>, answer: Answer) => {
     calls += 1;
@@ -134,7 +134,7 @@ test("UNAVAILABLE that lasts is an error after five attempts, with the wait aske
   assert.equal(calls, 5);
 });
 
-test("every call has the tenant and the token, and a call may have a tenant of its own", async () => {
+test("every call has the token and the tenant, or a tenant of its own", async () => {
   const seen: unknown[] = [];
   const getCounter = (call: Call<GetCounterRequest>, answer: Answer) => {
     const { metadata } = call;

@@ -265,7 +265,7 @@ test("a flush that is late says so, and what it waited for still counts", async 
   });
 });
 
-test("a closed producer takes nothing, and one that closes in vain cancels its stream", async () => {
+test("a closed producer takes nothing, and what it could not flush is cancelled", async () => {
   await producing({}, async ({ producer, streams }) => {
     await producer.send(["post:42"], [1]);
     const stream = await streams.at(0);
@@ -317,5 +317,6 @@ test("options outside their limits are refused", () => {
   for (const options of [{ window: 0 }, { window: 257 }, { firstSequence: 0 }, { window: 1.5 }]) {
     assert.throws(() => tallyboard.producer(options), RangeError);
   }
+  assert.throws(() => tallyboard.producer({ tenant: "\n" }), RangeError);
   tallyboard.close();
 });
