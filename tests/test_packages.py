@@ -73,3 +73,27 @@ def test_the_stubs_for_go_are_up_to_date(tmp_path: Path) -> None:
     before = shutil.copytree(kept, tmp_path / "before")
     tools.run(["./generate"], _CLIENTS / "go", {"PYTHON": sys.executable})
     tools.run([tools.need("diff"), "-r", str(before), str(kept)], tools.ROOT)
+
+
+@pytest.mark.timeout(900)
+def test_the_npm_package(tmp_path: Path, target: str) -> None:
+    node, npm, folder = tools.need("node"), tools.need("npm"), tools.npm_folder()
+    tools.run([npm, "pack", "--pack-destination", str(tmp_path)], folder)
+    (package,) = tmp_path.glob("tallyboard-*.tgz")
+    (tmp_path / "package.json").write_text('{"type": "module", "private": true}')
+    tools.run([npm, "install", str(package)], tmp_path)
+    (tmp_path / "first.js").write_text(_example("typescript", "typescript", target))
+    assert tools.run([node, "first.js"], tmp_path) == "5n\n1. ann 1820\n"
+
+
+@pytest.mark.timeout(900)
+def test_the_npm_package_is_well_kept() -> None:
+    tools.run([tools.need("npm"), "test"], tools.npm_folder())
+
+
+@pytest.mark.timeout(900)
+def test_the_stubs_for_typescript_are_up_to_date(tmp_path: Path) -> None:
+    folder = tools.npm_folder()
+    before = shutil.copytree(folder / "src" / "gen", tmp_path / "before")
+    tools.run(["./generate"], folder, {"PYTHON": sys.executable})
+    tools.run([tools.need("diff"), "-r", str(before), str(folder / "src" / "gen")], tools.ROOT)

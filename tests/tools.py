@@ -1,5 +1,6 @@
 """Tools that tests need besides Python: found, made, or missed loudly."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -31,6 +32,15 @@ def grpcurl() -> str:
     if not made.exists():
         run([need("go"), "install", _GRPCURL], ROOT, {"GOBIN": str(FOLDER)})
     return str(made)
+
+
+@functools.cache
+def npm_folder() -> Path:
+    """The folder of the npm package, with what it needs installed and itself built."""
+    folder = ROOT / "clients" / "typescript"
+    run([need("npm"), "ci"], folder)
+    run([need("npm"), "run", "build"], folder)
+    return folder
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:

@@ -13,3 +13,9 @@ def go() -> list[str]:
     command = [tools.need("go"), "build", "-o", str(made), "./conformance"]
     tools.run(command, _CLIENTS / "go")
     return [str(made)]
+
+
+def typescript() -> list[str]:
+    """The runner of the npm package."""
+    runner = tools.npm_folder() / "build" / "conformance" / "runner.js"
+    return [tools.need("node"), str(runner)]

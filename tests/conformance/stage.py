@@ -75,7 +75,10 @@ class Stage:
             get = counters_pb2_grpc.CounterServiceStub(channel).GetCounter
 
             def is_applied() -> bool:
-                return bool(get(request, timeout=5.0, metadata=metadata).count.exists)
+                try:
+                    return bool(get(request, timeout=5.0, metadata=metadata).count.exists)
+                except grpc.RpcError:  # the workers of the case before are on their way
+                    return False
 
             try:
                 wait_for(is_applied, f"an increment of {counter}", _PATIENCE)

@@ -54,3 +54,8 @@ def test_python(stage: Stage) -> None:
 @pytest.mark.timeout(900)
 def test_go(stage: Stage) -> None:
     assert _played(stage, runners.go()) == dict.fromkeys(_names(), True)
+
+
+@pytest.mark.timeout(900)
+def test_typescript(stage: Stage) -> None:
+    assert _played(stage, runners.typescript()) == dict.fromkeys(_names(), True)

@@ -42,7 +42,11 @@ export const SERVICE_CONFIG = {
     {
       "name": [
         {"service": "tallyboard.v1.CounterService", "method": "StreamIncrements"},
-        {"service": "tallyboard.v1.LeaderboardService", "method": "StreamScores"},
+        {"service": "tallyboard.v1.LeaderboardService", "method": "StreamScores"}
+      ]
+    },
+    {
+      "name": [
         {"service": "tallyboard.v1.OperationsService", "method": "Checkpoint"},
         {"service": "tallyboard.v1.OperationsService", "method": "TakeSnapshots"},
         {"service": "tallyboard.v1.OperationsService", "method": "Verify"},
