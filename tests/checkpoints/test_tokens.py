@@ -25,7 +25,7 @@ def put_tokens(
     tokens = [Token("p", key, 300, ttl, "\nnote") for key in producers]
     tokens += [Token("r", key, "", ttl, "\nnote") for key in requests]
     caller.add("post:42", 5, *tokens, keeps_tokens=keeps_tokens)
-    rings = {key: [b"44", b"300\nnote"] for key in producers}
+    rings = {key: [b"44", b"300<0>300\nnote"] for key in producers}
     return rings | {key: [b"\nnote"] for key in requests}
 
 
