@@ -14,6 +14,8 @@ final class Backoff {
   static final Duration FIRST = Duration.ofMillis(50);
   static final Duration LONGEST = Duration.ofSeconds(3);
   private static final double MOST_LATE = 0.1;
+  // Leaves room for adding a few of them to System.nanoTime().
+  private static final Duration FOREVER = Duration.ofDays(3650);
 
   private long next = FIRST.toNanos();
 
@@ -41,7 +43,4 @@ final class Backoff {
   static long nanos(Duration duration) {
     return duration.compareTo(FOREVER) < 0 ? duration.toNanos() : FOREVER.toNanos();
   }
-
-  // Leaves room for adding a few of them to System.nanoTime().
-  private static final Duration FOREVER = Duration.ofDays(3650);
 }

@@ -47,13 +47,14 @@ final class Batches {
       throw new IllegalArgumentException(
           "a batch has 1 to " + Producer.MAX_UPDATES + " deltas, not " + deltas.length);
     }
-    if (counters.size() != 1 && counters.size() != deltas.length) {
-      throw new IllegalArgumentException(
-          counters.size() + " counters do not match " + deltas.length + " deltas");
-    }
     StreamIncrementsRequest.Builder batch = StreamIncrementsRequest.newBuilder();
     for (String counter : counters) {
       batch.addCounters(Names.require("a counter", counter));
+    }
+    int names = batch.getCountersCount();
+    if (names != 1 && names != deltas.length) {
+      throw new IllegalArgumentException(
+          names + " counters do not match " + deltas.length + " deltas");
     }
     for (long delta : deltas) {
       if (delta == 0) {

@@ -190,37 +190,65 @@ public final class Producer implements AutoCloseable {
     }
   }
 
-  /** The name under which the service knows this producer. */
+  /**
+   * The name under which the service knows this producer.
+   *
+   * @return its id
+   */
   public String producerId() {
     return producerId;
   }
 
-  /** How many updates are acknowledged: they counted, and durably so. */
+  /**
+   * How many updates are acknowledged: they counted, and durably so.
+   *
+   * @return a number of updates, not of batches
+   */
   public long acknowledged() {
     return guarded(batches::counted);
   }
 
-  /** Every batch with this sequence or a smaller one is acknowledged. */
+  /**
+   * Every batch with this sequence or a smaller one is acknowledged.
+   *
+   * @return a sequence; one less than the first before any acknowledgement
+   */
   public long acknowledgedSequence() {
     return guarded(batches::acknowledgedThrough);
   }
 
-  /** How many updates were sent and are not acknowledged yet. */
+  /**
+   * How many updates were sent and are not acknowledged yet.
+   *
+   * @return a number of updates, not of batches
+   */
   public long pending() {
     return guarded(batches::pending);
   }
 
-  /** How many updates could not count; {@link #failures} says why. */
+  /**
+   * How many updates could not count; {@link #failures} says why.
+   *
+   * @return a number of updates
+   */
   public long failed() {
     return guarded(batches::failed);
   }
 
-  /** The newest 1,000 failures, oldest first; a copy. */
+  /**
+   * The newest 1,000 failures, oldest first; a copy.
+   *
+   * @return those that are known at this moment
+   */
   public List<IncrementFailure> failures() {
     return guarded(() -> List.copyOf(failures));
   }
 
-  /** How many streams it took so far: 1 if nothing ever broke and the producer was never idle. */
+  /**
+   * How many streams it took so far: 1 if nothing ever broke and the producer was never idle.
+   *
+   * @return 0 before the first batch
+   */
   public long streamsOpened() {
     return guarded(() -> streamsOpened);
   }
@@ -384,6 +412,16 @@ public final class Producer implements AutoCloseable {
     /** Sends until the stream is over; gives what broke it, or null if nothing did. */
     TallyboardError serve() throws InterruptedException {
       open();
+      try {
+        return sendUntilOver();
+      } catch (InterruptedException | RuntimeException | Error fault) {
+        // Nobody would end it otherwise.
+        call.cancel("the producer's thread ended", fault);
+        throw fault;
+      }
+    }
+
+    private TallyboardError sendUntilOver() throws InterruptedException {
       lock.lock();
       try {
         while (!isOver) {
@@ -569,8 +607,8 @@ public final class Producer implements AutoCloseable {
     }
 
     /**
-     * Sets the name of the producer, which nobody else may use at the same time. An id that was used
-     * before needs a {@link #firstSequence}.
+     * Sets the name of the producer, which nobody else may use at the same time. An id that was
+     * used before needs a {@link #firstSequence}.
      *
      * @param producerId 1 to 256 bytes of UTF-8; a random UUID by default
      * @return this
@@ -652,8 +690,8 @@ public final class Producer implements AutoCloseable {
     /**
      * Sets who hears of each failure.
      *
-     * @param onFailure called on a thread of gRPC, one failure after the other; it must be quick,
-     *     because the next acknowledgement waits for it
+     * @param onFailure called on a thread of gRPC, one failure after the other; it must be quick and
+     *     not send, flush or close, because the next acknowledgement waits for it
      * @return this
      */
     public Builder onFailure(Consumer<IncrementFailure> onFailure) {

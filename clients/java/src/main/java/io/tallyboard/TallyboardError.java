@@ -9,6 +9,7 @@ import com.google.rpc.RetryInfo;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.protobuf.StatusProto;
+import java.io.Serializable;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -27,7 +28,7 @@ public final class TallyboardError extends RuntimeException {
 
   private final Status.Code code;
   private final String reason;
-  private final transient List<FieldViolation> fieldViolations;
+  private final List<FieldViolation> fieldViolations;
   private final Duration retryDelay;
 
   /**
@@ -36,7 +37,7 @@ public final class TallyboardError extends RuntimeException {
    * @param field the path of the field, {@code deltas[1].delta} for example
    * @param description a sentence for a person
    */
-  public record FieldViolation(String field, String description) {}
+  public record FieldViolation(String field, String description) implements Serializable {}
 
   private TallyboardError(
       Status.Code code,
@@ -131,8 +132,7 @@ public final class TallyboardError extends RuntimeException {
    * @return in the order of the service; empty if no field is at fault
    */
   public List<FieldViolation> fieldViolations() {
-    // Serialization leaves them out, as gRPC's own exceptions leave out their trailers.
-    return fieldViolations == null ? List.of() : fieldViolations;
+    return fieldViolations;
   }
 
   /**

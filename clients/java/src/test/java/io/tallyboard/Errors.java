@@ -17,13 +17,16 @@ final class Errors {
         com.google.rpc.Status.newBuilder()
             .setCode(code.value())
             .setMessage("a sentence for a person")
-            .addDetails(Any.pack(ErrorInfo.newBuilder().setDomain("elsewhere").setReason("X").build()))
-            .addDetails(
-                Any.pack(ErrorInfo.newBuilder().setDomain("tallyboard").setReason(reason).build()));
+            .addDetails(info("elsewhere", "SOMETHING_ELSE"))
+            .addDetails(info("tallyboard", reason));
     for (Message detail : details) {
       status.addDetails(Any.pack(detail));
     }
     return status.build();
+  }
+
+  private static Any info(String domain, String reason) {
+    return Any.pack(ErrorInfo.newBuilder().setDomain(domain).setReason(reason).build());
   }
 
   static BadRequest badField(String field, String description) {

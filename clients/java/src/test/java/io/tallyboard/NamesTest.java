@@ -3,9 +3,10 @@ package io.tallyboard;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
+import java.util.List;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.junit.jupiter.api.Test;
 
 class NamesTest {
   @ParameterizedTest
@@ -20,7 +21,8 @@ class NamesTest {
     Names.require("a counter", "é".repeat(128));
     Names.require("a counter", "日".repeat(85));
     Names.require("a counter", "🎉".repeat(64));
-    for (String tooLong : new String[] {"a".repeat(257), "é".repeat(129), "日".repeat(86), "🎉".repeat(65)}) {
+    for (String tooLong :
+        List.of("a".repeat(257), "é".repeat(129), "日".repeat(86), "🎉".repeat(65))) {
       assertThrows(IllegalArgumentException.class, () -> Names.require("a counter", tooLong));
     }
   }

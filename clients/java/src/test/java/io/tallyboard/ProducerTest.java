@@ -274,7 +274,9 @@ class ProducerTest {
     producer.send(POST, 1);
     for (Runnable use :
         List.<Runnable>of(
-            () -> producer.flush(Waiting.PATIENCE), () -> producer.send(POST, 1), producer::close)) {
+            () -> producer.flush(Waiting.PATIENCE),
+            () -> producer.send(POST, 1),
+            producer::close)) {
       assertEquals(code, assertThrows(TallyboardError.class, use::run).code());
     }
     assertEquals(1, producer.streamsOpened());

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 
 import com.google.protobuf.Any;
 import com.google.protobuf.ByteString;
+import com.google.rpc.RetryInfo;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -74,11 +75,10 @@ class TallyboardErrorTest {
 
   @Test
   void theLongerDelayCounts() {
-    Metadata trailers =
-        StatusProto.toStatusRuntimeException(
-                Errors.status(
-                    Status.Code.UNAVAILABLE, "OVERLOADED", Errors.retryAfter(Duration.ofSeconds(1))))
-            .getTrailers();
+    RetryInfo second = Errors.retryAfter(Duration.ofSeconds(1));
+    com.google.rpc.Status status =
+        Errors.status(Status.Code.UNAVAILABLE, "OVERLOADED", second);
+    Metadata trailers = StatusProto.toStatusRuntimeException(status).getTrailers();
     trailers.put(PUSHBACK, "2500");
     TallyboardError error = TallyboardError.of(Status.UNAVAILABLE.asException(trailers));
     assertEquals(Optional.of(Duration.ofMillis(2_500)), error.retryDelay());

@@ -38,7 +38,8 @@ public final class StreamBenchmark {
     }
     long[] deltas = new long[Producer.MAX_UPDATES];
     Arrays.fill(deltas, 1);
-    try (TallyboardChannel channel = TallyboardChannel.builder(arguments[0]).tenant("bench").build();
+    TallyboardChannel.Builder builder = TallyboardChannel.builder(arguments[0]).tenant("bench");
+    try (TallyboardChannel channel = builder.build();
         Producer producer = Producer.builder(channel).timeout(DRAIN).open()) {
       producer.send(counters, deltas); // Connects.
       producer.flush(DRAIN);

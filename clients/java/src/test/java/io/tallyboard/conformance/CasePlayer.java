@@ -317,9 +317,7 @@ final class CasePlayer {
     JsonObject found = new JsonObject();
     found.addProperty("code", error.code().name());
     found.addProperty("reason", error.reason());
-    found.add(
-        "fields",
-        sorted(error.fieldViolations().stream().map(TallyboardError.FieldViolation::field).toList()));
+    found.add("fields", sorted(error.fieldViolations().stream().map(v -> v.field()).toList()));
     found.addProperty("retryable", error.retryDelay().isPresent());
     JsonObject wanted = step.getAsJsonObject("error").deepCopy();
     if (wanted.has("fields")) {
