@@ -97,3 +97,42 @@ def test_the_stubs_for_typescript_are_up_to_date(tmp_path: Path) -> None:
     before = shutil.copytree(folder / "src" / "gen", tmp_path / "before")
     tools.run(["./generate"], folder, {"PYTHON": sys.executable})
     tools.run([tools.need("diff"), "-r", str(before), str(folder / "src" / "gen")], tools.ROOT)
+
+
+_POM: Final = """
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>acme</groupId>
+  <artifactId>first</artifactId>
+  <version>1</version>
+  <properties>
+    <maven.compiler.release>17</maven.compiler.release>
+    <project.build.sourceEncoding>UTF-8</project.build.sourceEncoding>
+  </properties>
+  <dependencies>
+    {dependency}
+  </dependencies>
+</project>
+"""
+
+
+@pytest.mark.timeout(900)
+def test_the_maven_artifact(tmp_path: Path, target: str) -> None:
+    maven = [tools.need("mvn"), "-q", "-B"]
+    readme = (tools.maven_folder() / "README.md").read_text()
+    (dependency,) = re.findall(r"<dependency>.*?</dependency>", readme, re.S)
+    (tmp_path / "pom.xml").write_text(_POM.format(dependency=dependency))
+    program = _example("java", "java", target)
+    (name,) = re.findall(r"public (?:final )?class (\w+)", program)
+    folder = tmp_path / "src" / "main" / "java"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.java").write_text(program)
+    tools.run([*maven, "compile", "dependency:copy-dependencies"], tmp_path)
+    path = "target/classes:target/dependency/*"
+    found = tools.run([tools.need("java"), "-cp", path, name], tmp_path)
+    assert found == "post:42 1\n1. ann 1820\n"
+
+
+@pytest.mark.timeout(900)
+def test_the_maven_artifact_is_well_kept() -> None:
+    tools.run([tools.need("mvn"), "-q", "-B", "package"], tools.maven_folder())

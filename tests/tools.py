@@ -43,6 +43,14 @@ def npm_folder() -> Path:
     return folder
 
 
+@functools.cache
+def maven_folder() -> Path:
+    """The folder of the Maven artifact, built and installed for other projects."""
+    folder = ROOT / "clients" / "java"
+    run([need("mvn"), "-q", "-B", "-DskipTests", "install"], folder)
+    return folder
+
+
 def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
     """The output of a command that has to succeed."""
     done = subprocess.run(

@@ -19,3 +19,10 @@ def typescript() -> list[str]:
     """The runner of the npm package."""
     runner = tools.npm_folder() / "build" / "conformance" / "runner.js"
     return [tools.need("node"), str(runner)]
+
+
+def java() -> list[str]:
+    """The runner of the Maven artifact."""
+    target = tools.maven_folder() / "target"
+    path = f"{target / 'test-classes'}:{target / 'classes'}:{target / 'lib' / '*'}"
+    return [tools.need("java"), "-cp", path, "io.tallyboard.conformance.Runner"]

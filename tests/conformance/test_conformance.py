@@ -59,3 +59,8 @@ def test_go(stage: Stage) -> None:
 @pytest.mark.timeout(900)
 def test_typescript(stage: Stage) -> None:
     assert _played(stage, runners.typescript()) == dict.fromkeys(_names(), True)
+
+
+@pytest.mark.timeout(900)
+def test_java(stage: Stage) -> None:
+    assert _played(stage, runners.java()) == dict.fromkeys(_names(), True)
