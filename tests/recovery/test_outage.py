@@ -27,6 +27,9 @@ from tests.service import RunningService
 from tests.waiting import wait_for
 
 node, database = stores.node, stores.database
+# All share a Redis, whose file gets long: it takes seconds to load, and what is journaled meanwhile
+# takes as long again to drain.
+pytestmark = pytest.mark.timeout(300)
 
 #: Of a caller who does not wait long.
 _SOON: Final = 2.0
