@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from redis.exceptions import ResponseError
 
 from tallyboard.v1 import counters_pb2
 from tests.faults import breaks
@@ -27,13 +29,19 @@ from tests.service import RunningService
 from tests.waiting import wait_for
 
 node, database = stores.node, stores.database
-# All share a Redis, whose file gets long: it takes seconds to load, and what is journaled meanwhile
-# takes as long again to drain.
+# What is journaled while Redis is away takes as long again to drain.
 pytestmark = pytest.mark.timeout(300)
 
 #: Of a caller who does not wait long.
 _SOON: Final = 2.0
 _SETTINGS: Final = {"partitions": 8, "checkpoint_interval": 0.5, "redis_timeout": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _short_file(node: RedisNode) -> None:
+    """All tests share a Redis; a file with all that they wrote would take seconds to load."""
+    with suppress(ResponseError):  # one is under way
+        node.command("BGREWRITEAOF")
 
 
 @pytest.fixture(scope="module")
