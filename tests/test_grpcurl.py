@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests import tools
+from tests import certificates, tools
 from tests.service import RunningService
 
 _ADDRESS: Final = "127.0.0.1:7411"
@@ -32,25 +32,18 @@ def service() -> Iterator[RunningService]:
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `ca.pem`, and the key and certificate of a server on 127.0.0.1."""
     folder = tmp_path_factory.mktemp("certificates")
-    tools.run(
-        [
-            *(tools.need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", "key.pem", "-out", "ca.pem", "-subj", "/CN=tallyboard"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        folder,
-    )
+    certificates.make(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def encrypted(certificates: Path) -> Iterator[RunningService]:
+def encrypted(folder: Path) -> Iterator[RunningService]:
     """A service with TLS."""
     service = RunningService(
-        workers=1, tls_certificate=certificates / "ca.pem", tls_key=certificates / "key.pem"
+        workers=1, tls_certificate=folder / "ca.pem", tls_key=folder / "key.pem"
     )
     service.start()
     yield service
@@ -81,11 +74,9 @@ def test_calls_succeed(grpcurl: str, service: RunningService, tmp_path: Path) ->
     assert error.split() == _ERROR.split()
 
 
-def test_calls_with_tls_succeed(
-    grpcurl: str, encrypted: RunningService, certificates: Path
-) -> None:
+def test_calls_with_tls_succeed(grpcurl: str, encrypted: RunningService, folder: Path) -> None:
     lines = [line for line in _LINES if "-cacert" in line]
-    done = [_called(grpcurl, line, encrypted.target, certificates) for line in lines]
+    done = [_called(grpcurl, line, encrypted.target, folder) for line in lines]
     assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 2
 
 

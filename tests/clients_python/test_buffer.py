@@ -5,6 +5,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,16 @@ def test_what_can_not_be_sent_is_refused_at_once(client: Client, name: str, delt
     with client.buffered() as buffer:
         with pytest.raises(InvalidArgumentError):
             buffer.add(name, delta)
+        assert buffer.pending == 0
+
+
+@pytest.mark.parametrize(("name", "delta"), [(b"post:42", 1), ("post:42", 0.5), ("post:42", "1")])
+def test_what_is_of_another_type_is_refused_at_once(client: Client, name: Any, delta: Any) -> None:
+    with client.buffered() as buffer:
+        with pytest.raises(TypeError):
+            buffer.add(name, delta)
+        buffer.add("post:42")
+        buffer.flush()
         assert buffer.pending == 0
 
 

@@ -3,6 +3,7 @@
 Nothing here waits or locks: all of it belongs to the producer, whose lock guards it.
 """
 
+import operator
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -156,7 +157,13 @@ def check_batch(counters: Sequence[str], deltas: Sequence[int]) -> None:
 
 
 def check_counter(counter: str) -> None:
-    """Refuse a name that is empty, not UTF-8 or too long, with InvalidArgumentError."""
+    """Refuse a name that is empty, not UTF-8 or too long, with InvalidArgumentError.
+
+    Raises:
+        TypeError: it is no string.
+    """
+    if not isinstance(counter, str):
+        raise TypeError(f"a counter's name is a str, not {type(counter).__name__}")
     if 0 < len(counter) <= MAX_NAME_BYTES and counter.isascii():
         return
     try:
@@ -169,7 +176,12 @@ def check_counter(counter: str) -> None:
 
 
 def check_delta(delta: int) -> None:
-    """Refuse 0 and what does not fit in 64 bits, with InvalidArgumentError."""
+    """Refuse 0 and what does not fit in 64 bits, with InvalidArgumentError.
+
+    Raises:
+        TypeError: it is no integer.
+    """
+    operator.index(delta)
     if delta == 0:
         raise _invalid("DELTA_ZERO", "delta", "must not be 0")
     if not _SMALLEST <= delta <= _LARGEST:

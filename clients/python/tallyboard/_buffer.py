@@ -8,6 +8,7 @@ service is away. A thread takes all of it every `linger` seconds, and gives it t
 
 import atexit
 import logging
+import operator
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ import grpc
 from tallyboard._batches import MAX_UPDATES, check_counter, check_delta
 from tallyboard._errors import (
     FailedPreconditionError,
+    InternalError,
     OutcomeUnknownError,
     ResourceExhaustedError,
     TallyboardError,
@@ -114,12 +116,14 @@ class CounterBuffer:
 
         Raises:
             InvalidArgumentError: the name or the delta can't be sent; nothing was taken.
+            TypeError: it is no string, or no integer.
             WindowFullError: there was no room in time; nothing was taken.
             TallyboardError: the service refused the stream for good, or the buffer is closed;
                 nothing was taken.
         """
-        if not delta or not -_LARGEST <= delta <= _LARGEST:
+        if delta.__class__ is not int or not delta or not -_LARGEST <= delta <= _LARGEST:
             check_delta(delta)
+            delta = operator.index(delta)
         with self._changed:
             merged = self._open.get(counter)
             if merged is None:
@@ -239,9 +243,13 @@ class CounterBuffer:
         while (taken := self._take()) is not None:
             try:
                 self._give(taken)
-            except TallyboardError as error:
+            except Exception as error:  # whoever adds or flushes must hear of it
+                fault = error
+                if not isinstance(fault, TallyboardError):
+                    _log.exception("a buffer failed")
+                    fault = InternalError(f"the buffer ended with {type(error).__name__}")
                 with self._changed:
-                    self._error = error
+                    self._error = fault
                     self._changed.notify_all()
                 return
 
