@@ -283,7 +283,7 @@ def test_worker_that_does_not_drain_in_time_is_killed(start: Start) -> None:
     running.send(signal.SIGTERM)
     wait_for(lambda: "worker-0" in running.errors, "the worker to be killed")
     worker = next(child for child in children if child.pid == running.pids("worker0")[0])
-    assert any_alive([worker]) == []
+    assert wait_for(lambda: not any_alive([worker]), "the worker to be gone")
 
 
 def test_second_ctrl_c_kills_at_once(start: Start) -> None:
