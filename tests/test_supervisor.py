@@ -376,7 +376,7 @@ def test_banner_shows_no_password(start: Start) -> None:
     assert "s3cret" not in start(**_ELSEWHERE).until_ready().output
 
 
-@pytest.mark.parametrize("call", ["grpcurl -plaintext", "counter increment", "CounterServiceStub"])
+@pytest.mark.parametrize("call", ["grpcurl -plaintext", "counter increment", "import Client"])
 def test_banner_shows_a_call_to_try(start: Start, call: str) -> None:
     running = start(**_ELSEWHERE).until_ready()
     assert wait_for(lambda: call in running.output, f"{call} in the banner")

@@ -7,11 +7,9 @@ from rich.console import Console
 
 from tallyboard_server.settings import Settings
 
-_PYTHON_CALL = """import grpc
-from tallyboard.v1 import counters_pb2 as counters, counters_pb2_grpc as services
-with {channel} as channel:
-    service = services.CounterServiceStub(channel)
-    print(service.GetCounter(counters.GetCounterRequest(counter="post:42")))"""
+_PYTHON_CALL = """{imports}from tallyboard import Client
+with Client("{target}"{tls}) as client:
+    print(client.counter("post:42").get(exact=True))"""
 
 
 def print_banner(settings: Settings, *, data: str, console: Console | None = None) -> None:
@@ -28,16 +26,17 @@ def print_banner(settings: Settings, *, data: str, console: Console | None = Non
 
 def _calls(settings: Settings, target: str) -> list[tuple[str, str]]:
     certificate = settings.tls_certificate
-    channel = f'grpc.insecure_channel("{target}")'
+    imports = tls = ""
     grpcurl, trust = "grpcurl -plaintext", ""
     if certificate:
-        trusted = f'grpc.ssl_channel_credentials(open("{certificate}", "rb").read())'
-        channel = f'grpc.secure_channel("{target}", {trusted})'
+        imports = "import grpc\n"
+        tls = f', tls=grpc.ssl_channel_credentials(open("{certificate}", "rb").read())'
         grpcurl, trust = f"grpcurl -cacert {certificate}", f" --ca {certificate}"
     message = """{"counter": "post:42", "delta": "1", "return_count": true}"""
     call = f"{grpcurl} -d '{message}' {target} tallyboard.v1.CounterService/Increment"
     program = f"{_program()} counter increment post:42 --delta 5 --server {target}{trust}"
-    python = f"{_interpreter()} - <<'END'\n{_PYTHON_CALL.format(channel=channel)}\nEND"
+    code = _PYTHON_CALL.format(imports=imports, target=target, tls=tls)
+    python = f"{_interpreter()} - <<'END'\n{code}\nEND"
     return [("grpcurl", call), ("Command line", program), ("Python", python)]
 
 
