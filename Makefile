@@ -19,7 +19,7 @@ test: install
 
 # The conformance cases in Python, Go, TypeScript and Java, whose tools have to be there.
 test-clients: install
-	TALLYBOARD_ALL_TOOLS=1 $(BIN)/python -m pytest -q tests/conformance tests/clients_python tests/test_packages.py
+	TESTS_NEED_ALL_TOOLS=1 $(BIN)/python -m pytest -q tests/conformance tests/clients_python tests/test_packages.py
 
 check: install
 	$(BIN)/ruff check .

@@ -17,11 +17,11 @@ _BUILD_TIMEOUT: Final = 600.0
 
 
 def need(tool: str) -> str:
-    """The path of a tool. Without it the test is skipped; with TALLYBOARD_ALL_TOOLS it fails."""
+    """The path of a tool. Without it the test is skipped; with TESTS_NEED_ALL_TOOLS it fails."""
     found = shutil.which(tool)
     if found is not None:
         return found
-    if os.environ.get("TALLYBOARD_ALL_TOOLS"):
+    if os.environ.get("TESTS_NEED_ALL_TOOLS"):
         pytest.fail(f"{tool} is missing")
     pytest.skip(f"{tool} is missing: install it to run this test")
 

@@ -19,7 +19,11 @@ def test_two(tallyboard_client):
 """
 
 
-def test_a_test_of_somebody_else_has_a_service(tmp_path: Path) -> None:
+def test_a_test_of_somebody_else_has_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stores of its own, wherever the service of these people keeps its data."""
+    monkeypatch.setenv("TALLYBOARD_REDIS_URL", "redis://127.0.0.1:1")
     (tmp_path / "test_theirs.py").write_text(_TESTS)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", str(tmp_path)],

@@ -5,6 +5,7 @@ nothing has to be imported: the fixtures `tallyboard_service` and `tallyboard_cl
 `tallyboard.pytest_plugin`).
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,8 @@ class EmbeddedService:
                     *("--listen", "127.0.0.1:0", "--metrics-listen", "", "--workers", "1"),
                     *("--data-dir", str(self._folder / "data"), *self._flags),
                 ],
+                # Settings of the caller's own, such as where its Redis is, are not for a test.
+                env={k: v for k, v in os.environ.items() if not k.startswith("TALLYBOARD_")},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
