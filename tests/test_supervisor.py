@@ -228,6 +228,26 @@ def test_real_service_ends_with_its_parent_if_asked_to(short_folder: Path) -> No
     assert wait_for(lambda: not any_alive(family), "the service to end")
 
 
+def test_real_service_ends_though_its_parent_has_blocked_the_signal(short_folder: Path) -> None:
+    command = [sys.executable, "-m", "tallyboard_server", "serve", "--workers", "1"]
+    command += ["--listen", "127.0.0.1:0", "--metrics-listen", "", "--data-dir", str(short_folder)]
+    with (short_folder / "output").open("w+") as output:
+        service = subprocess.Popen(
+            command,
+            stdout=output,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
+        )
+    try:
+        wait_for(lambda: "listens on" in (short_folder / "output").read_text(), "the banner", 60)
+        family = psutil.Process(service.pid).children(recursive=True)
+        service.terminate()
+        assert service.wait(40) == 0
+        assert wait_for(lambda: not any_alive(family), "its processes to end")
+    finally:
+        service.kill()
+        service.wait(5)
+
+
 def test_keeper_is_stopped_after_the_workers(start: Start) -> None:
     running = start(**_ELSEWHERE).until_ready()
     running.send(signal.SIGTERM)

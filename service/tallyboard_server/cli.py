@@ -79,6 +79,8 @@ def serve(with_parent: bool, **flags: object) -> None:
     """Run the service until Ctrl-C or SIGTERM."""
     from tallyboard_server.supervisor import Supervisor
 
+    # A parent may have blocked it, and a mask is inherited: by all processes of the service, too.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if with_parent:
         die_with_parent(signal.SIGTERM)
     settings = load_settings(flags, os.environ).settings
