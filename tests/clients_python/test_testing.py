@@ -35,6 +35,20 @@ def test_a_test_of_somebody_else_has_a_service(
     assert "2 passed" in run.stdout, run.stdout + run.stderr
 
 
+def test_a_run_that_does_not_ask_for_it_imports_no_grpc(tmp_path: Path) -> None:
+    """gRPC reads its settings when it is imported, and minds forks from then on."""
+    theirs = "import sys\n\ndef test_it():\n    assert 'grpc' not in sys.modules\n"
+    (tmp_path / "test_theirs.py").write_text(theirs)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "1 passed" in run.stdout, run.stdout + run.stderr
+
+
 def test_a_service_that_does_not_start_says_why() -> None:
     with (
         pytest.raises(RuntimeError, match="no-such-flag"),

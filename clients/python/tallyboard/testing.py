@@ -2,7 +2,7 @@
 
 Needs the server beside the library: `pip install 'tallyboard-server[embedded]'`. With pytest
 nothing has to be imported: the fixtures `tallyboard_service` and `tallyboard_client` are there (see
-`tallyboard.pytest_plugin`).
+the module `tallyboard_pytest`).
 """
 
 import os

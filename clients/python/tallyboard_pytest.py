@@ -1,4 +1,8 @@
-"""Fixtures for the tests of programs that call the service: real, and empty for each test."""
+"""Fixtures for the tests of programs that call the service: real, and empty for each test.
+
+A module beside the package, for pytest loads it in every run where the library is installed: it
+must not import gRPC before those who want to set it up, or do without it.
+"""
 
 import uuid
 from collections.abc import Iterator
@@ -6,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Loaded with every run of pytest where the library is installed: nothing is imported in vain.
 if TYPE_CHECKING:
     from tallyboard import Client
     from tallyboard.testing import EmbeddedService
