@@ -163,6 +163,29 @@ def test_a_closed_buffer_takes_nothing(client: Client) -> None:
         buffer.add("post:42")
 
 
+def test_a_buffer_that_was_refused_takes_nothing_of_any_counter(service: RunningService) -> None:
+    """Not even of one that waits already."""
+    with open_channel(service.target) as channel:
+        buffer = CounterBuffer(channel, tenant="", linger=0.001)
+        buffer.add("post:42")
+        wait_for(lambda: _refuses(buffer), "the refusal to be known")
+        pending = buffer.pending
+        for _ in range(3):
+            with pytest.raises(InvalidArgumentError):
+                buffer.add("post:42")
+        assert (buffer.pending, pending > 0) == (pending, True)
+        with pytest.raises(InvalidArgumentError):
+            buffer.close()
+
+
+def _refuses(buffer: CounterBuffer) -> bool:
+    try:
+        buffer.add("post:42")
+    except InvalidArgumentError:
+        return True
+    return False
+
+
 def test_what_is_pending_when_the_process_ends_counts(
     service: RunningService, tenant: str, count: Reader
 ) -> None:

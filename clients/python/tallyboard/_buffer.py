@@ -249,6 +249,9 @@ class CounterBuffer:
                     _log.exception("a buffer failed")
                     fault = InternalError(f"the buffer ended with {type(error).__name__}")
                 with self._changed:
+                    # What waits stays pending, and nobody adds to it: its counters are new ones.
+                    self._in_hand += sum(merged[1] for merged in self._open.values())
+                    self._open = {}
                     self._error = fault
                     self._changed.notify_all()
                 return
