@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 import structlog
 
@@ -42,6 +42,49 @@ _log = structlog.get_logger()
 
 class _Stop(BaseException):
     """Raised by a signal where the supervisor waits for something else."""
+
+
+class _StopSignals:
+    """While entered, the signals that stop the service raise `_Stop` in the main thread.
+
+    Python drops what is raised in a destructor or in a hook of a fork, so `check` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._asked = False
+
+    def __enter__(self) -> "_StopSignals":
+        self._previous = {s: signal.signal(s, self._came) for s in _active_signals()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Start a process inside: `_Stop` is raised at the end of the block, not within it.
+
+        Raised between the fork and the note of who it was, it would leave a process that nobody
+        knows.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise `_Stop` if a signal has come."""
+        if self._asked:
+            raise _Stop
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if not self._held:
+            raise _Stop
 
 
 @dataclass
@@ -77,6 +120,7 @@ class Supervisor:
         self._workers: list[_Watched] = []
         self._keepers: list[_Watched] = []
         self._metrics: MetricsEndpoint | None = None
+        self._stop_signals = _StopSignals()
 
     def run(self) -> int:
         """Run until SIGTERM or Ctrl-C; 0 after an orderly stop, 130 after a second Ctrl-C.
@@ -84,7 +128,7 @@ class Supervisor:
         Raises StartupError when the service cannot start; nothing is left running then.
         """
         with contextlib.ExitStack() as cleanup:
-            cleanup.enter_context(_signals_raise())
+            cleanup.enter_context(self._stop_signals)
             try:
                 self._start(cleanup)
                 print_banner(self._settings, data=self._data())
@@ -134,15 +178,20 @@ class Supervisor:
         if not self._settings.redis_url:
             redis = EmbeddedRedis(self._settings.data_dir)
             self._settings = dataclasses.replace(self._settings, redis_url=redis.url)
-            self._stores.append(_Watched("redis", redis))
-            redis.start()
+            self._start_store("redis", redis)
         if not self._settings.postgres_url:
             postgres = EmbeddedPostgres(self._settings.data_dir)
             self._settings = dataclasses.replace(self._settings, postgres_url=postgres.url)
-            self._stores.append(_Watched("postgres", postgres))
-            postgres.start()
-        for store in self._stores:
-            store.restarts.started(time.monotonic())
+            self._start_store("postgres", postgres)
+
+    def _start_store(self, name: str, store: EmbeddedRedis | EmbeddedPostgres) -> None:
+        watched = _Watched(name, store)
+        self._stores.append(watched)
+        store.prepare()
+        with self._stop_signals.held():
+            store.spawn()
+        store.wait_ready()
+        watched.restarts.started(time.monotonic())
 
     def _start_children(self, metrics_folder: Path) -> None:
         environment = {
@@ -158,7 +207,8 @@ class Supervisor:
         self._keepers.append(_Watched("keeper", PythonChild("keeper", command, environment)))
         for watched in self._workers + self._keepers:
             watched.restarts.started(time.monotonic())
-            watched.child.spawn()
+            with self._stop_signals.held():
+                watched.child.spawn()
         self._wait_for_children()
 
     def _wait_for_children(self) -> None:
@@ -182,6 +232,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Restart what dies, until a signal says stop."""
         with _Wakeups() as wakeups:
+            self._stop_signals.check()
             while not wakeups.stop_requested:
                 now = time.monotonic()
                 for watched in self._everything():
@@ -302,21 +353,6 @@ class _Wakeups:
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """While inside, the signals that stop the service raise `_Stop` in the main thread."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Stop
-
-    previous = {number: signal.signal(number, stop) for number in _active_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _active_signals() -> list[signal.Signals]:

@@ -77,12 +77,20 @@ class EmbeddedServer(ABC):
             self.stop(timeout=2.0)
             raise
 
-    def spawn(self) -> None:
-        """Start the server without waiting; a leftover one on the same folder is stopped first."""
-        if self.pid is not None:
-            raise EmbeddedError(f"The embedded {self.title} runs already.")
+    def prepare(self) -> None:
+        """Make what the server needs, and stop a leftover one on the same folder.
+
+        `spawn` does it where it is still to do. Called before, it is what takes the time, and an
+        exception that a signal raises in it leaves no process behind.
+        """
         self._prepare()
         stop_leftover(self.folder, self._pid_file, self.stop_signal, self.title)
+
+    def spawn(self) -> None:
+        """Start the server without waiting until it answers."""
+        if self.pid is not None:
+            raise EmbeddedError(f"The embedded {self.title} runs already.")
+        self.prepare()
         log = self._log_path
         if log.exists() and log.stat().st_size > _MAX_KEPT_LOG_BYTES:
             log.unlink()
@@ -111,17 +119,17 @@ class EmbeddedServer(ABC):
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the server cleanly; after `timeout` seconds kill it. Does nothing if it is down."""
-        process, self._process = self._process, None
-        if process is not None:
-            end_process(process, self.stop_signal, timeout)
+        if self._process is not None:
+            end_process(self._process, self.stop_signal, timeout)
+            self._process = None
         if self._socket_folder != self.folder:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the server at once, as a crash would."""
-        process, self._process = self._process, None
-        if process is not None:
-            end_process(process, self.kill_signal, 2.0)
+        if self._process is not None:
+            end_process(self._process, self.kill_signal, 2.0)
+            self._process = None
 
     def __enter__(self) -> Self:
         self.start()
