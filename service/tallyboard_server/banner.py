@@ -17,11 +17,13 @@ def print_banner(settings: Settings, *, data: str, console: Console | None = Non
     console = console or Console(highlight=False, soft_wrap=True)
     target = settings.listen
     metrics = f"http://{settings.metrics_listen}/metrics" if settings.metrics_listen else "off"
-    console.print(f"\n[bold green]Tallyboard listens on {target}[/]")
-    console.print(f"data: {data}   metrics: {metrics}   stop: Ctrl-C\n", markup=False)
-    for title, call in _calls(settings, target):
-        console.print(f"[bold]{title}[/]")
-        console.print(call + "\n", markup=False)
+    # In one piece: who reads where it listens finds the rest there, too.
+    with console:
+        console.print(f"\n[bold green]Tallyboard listens on {target}[/]")
+        console.print(f"data: {data}   metrics: {metrics}   stop: Ctrl-C\n", markup=False)
+        for title, call in _calls(settings, target):
+            console.print(f"[bold]{title}[/]")
+            console.print(call + "\n", markup=False)
 
 
 def _calls(settings: Settings, target: str) -> list[tuple[str, str]]:
