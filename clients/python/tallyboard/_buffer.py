@@ -96,8 +96,9 @@ class CounterBuffer:
         self._sent: deque[tuple[int, int]] = deque()  # sequence and updates of what was given
         self._shed = 0
         self._is_hurried = False
-        self._error: TallyboardError | None = None
-        self._closing = False
+        self._error: TallyboardError | None = None  # why the thread has ended
+        self._takes = True  # until it is closed or has failed
+        self._ending = False  # of the thread
         atexit.register(self._flush_at_exit)
         self._thread = threading.Thread(target=self._run, name="tallyboard-buffer", daemon=True)
         self._thread.start()
@@ -126,7 +127,7 @@ class CounterBuffer:
             delta = operator.index(delta)
         with self._changed:
             merged = self._open.get(counter)
-            if merged is None:
+            if merged is None or not self._takes:
                 merged = self._admit(counter)
                 if merged is None:
                     return False
@@ -178,14 +179,16 @@ class CounterBuffer:
         self._producer.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self, timeout: float | None = None) -> None:
-        """Flushes, then ends the stream and the thread; does nothing the second time.
+        """Takes nothing more, flushes, and ends the stream; does nothing the second time.
 
         Raises:
             TallyboardError: as `flush`. It is closed all the same, and what is pending is lost.
         """
         with self._changed:
-            if self._closing:
+            if self._ending:
                 return
+            self._takes = False
+            self._changed.notify_all()
         try:
             self.flush(timeout)
         finally:
@@ -235,7 +238,7 @@ class CounterBuffer:
     def _check_usable(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._closing:
+        if not self._takes:
             raise FailedPreconditionError("the buffer is closed")
 
     def _run(self) -> None:
@@ -249,9 +252,7 @@ class CounterBuffer:
                     _log.exception("a buffer failed")
                     fault = InternalError(f"the buffer ended with {type(error).__name__}")
                 with self._changed:
-                    # What waits stays pending, and nobody adds to it: its counters are new ones.
-                    self._in_hand += sum(merged[1] for merged in self._open.values())
-                    self._open = {}
+                    self._takes = False
                     self._error = fault
                     self._changed.notify_all()
                 return
@@ -260,11 +261,11 @@ class CounterBuffer:
         """All that has merged, when it has waited for its time; None at the end."""
         with self._changed:
             while not self._open:
-                if self._closing:
+                if self._ending:
                     return None
                 self._changed.wait(_TICK)
             until = time.monotonic() + self._linger
-            while not self._is_hurried and not self._closing:
+            while not self._is_hurried and not self._ending:
                 left = until - time.monotonic()
                 if left <= 0 or len(self._open) >= self._max_counters:
                     break
@@ -307,7 +308,7 @@ class CounterBuffer:
                 sequence = self._producer.send_batch(names, sums, timeout=_TICK)
                 break
             with self._changed:
-                if self._closing:
+                if self._ending:
                     raise ResourceExhaustedError("closed while the service took no more")
         with self._changed:
             self._in_hand -= updates
@@ -322,7 +323,7 @@ class CounterBuffer:
     def _end(self) -> None:
         atexit.unregister(self._flush_at_exit)
         with self._changed:
-            self._closing = True
+            self._ending = True
             self._changed.notify_all()
         self._thread.join(_JOIN_TIMEOUT)
         with suppress(TallyboardError):
