@@ -73,10 +73,18 @@ def choose_durability(redis: Redis, durability: str) -> str:
         before it answers. `waitaof`: WAITAOF 1 0 has to follow. `wait:N`: WAIT N has to follow.
 
     Raises:
-        StartupError: this Redis can't do it as it is set up, or may evict counters.
+        StartupError: this Redis can't do it as it is set up, may evict counters, or is a node of a
+            cluster.
         redis.RedisError: Redis is away.
     """
-    info = _section(redis, "server") | _section(redis, "memory") | _section(redis, "persistence")
+    info: dict[str, str] = {}
+    for name in ("server", "memory", "persistence", "cluster"):
+        info |= _section(redis, name)
+    if info.get("cluster_enabled") == "1":
+        raise StartupError(
+            "Redis is in cluster mode, and all partitions have to be on one server that is not; "
+            "set cluster-enabled no, or use another Redis."
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise StartupError(
