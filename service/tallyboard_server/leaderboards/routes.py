@@ -13,14 +13,9 @@ from tallyboard_server.errors import (
 )
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Board, Boards
-from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window
-from tallyboard_server.redis.keys import (
-    fence_key,
-    segment_of,
-    segment_partition,
-    window_keys,
-    windows_key,
-)
+from tallyboard_server.leaderboards.model import Leaderboard, Window
+from tallyboard_server.leaderboards.plans import Target, make_plan
+from tallyboard_server.redis.keys import segment_of, segment_partition
 from tallyboard_server.redis.operations import Write
 from tallyboard_server.redis.scores import Plan, Refusal
 from tallyboard_server.redis.store import RedisStore
@@ -88,33 +83,13 @@ class Route:
         """The plan of a segment; always the same one, so that what has it merges."""
         plan = self.plans[segment]
         if plan is None:
-            plan = self.plans[segment] = self._plan(self.partitions[segment])
+            described = zip(self.windows, self.modes, self.lives, strict=True)
+            plan = self.plans[segment] = make_plan(
+                self.board,
+                self.partitions[segment],
+                (Target(window.window, lives, mode) for window, mode, lives in described),
+            )
         return plan
-
-    def _plan(self, partition: int) -> Plan:
-        board = self.board
-        keys = [fence_key(partition, board.board_key), windows_key(partition, board.board_key)]
-        described: list[Any] = []
-        for window, mode, lives in zip(self.windows, self.modes, self.lives, strict=True):
-            keys += window_keys(partition, board.board_key, window.window)[:5]
-            described += (window.window, lives, mode)
-        return Plan(
-            partition=partition,
-            tenant=board.tenant,
-            leaderboard_id=board.leaderboard_id,
-            board_key=board.board_key,
-            keys=tuple(keys),
-            head=(
-                str(board.revision),
-                "d" if board.is_descending else "a",
-                "e" if board.tie_break is TieBreak.EARLIEST else "m",
-                board.update_policy.value[0],
-            ),
-            most=board.max_entries,
-            windows=tuple(described),
-            policy=board.update_policy.value[0],
-            descending=board.is_descending,
-        )
 
 
 class Routes:

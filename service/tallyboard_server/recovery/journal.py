@@ -7,38 +7,30 @@ durability `journaled` everything comes here first, and goes on to Redis with it
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Final
 
 import psycopg
 import structlog
-from prometheus_client import Counter
 from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import Overloaded, Unavailable, shutting_down
 from tallyboard_server.postgres import journal as rows
-from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection, connect
-from tallyboard_server.recovery import overlay
-from tallyboard_server.recovery.batches import encode, increments_of, scores_of, tokens_in
-from tallyboard_server.recovery.standing import FOUND_BY_ALL, SEEN_BY_ALL, PartitionFollower
-from tallyboard_server.redis import scripts
+from tallyboard_server.recovery.journal_flush import Entry, Item, JournalFlush, size_of
+from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.redis.calls import (
-    PRODUCER_RING,
     Amendment,
     CallToken,
     LinkSequences,
     ScriptCall,
-    Why,
     settle_seen,
     unanswered,
 )
 from tallyboard_server.redis.flush import MERGING, call_for
 from tallyboard_server.redis.operations import Part
-from tallyboard_server.redis.rings import parse_slot
 from tallyboard_server.redis.store import RedisStore
 
 #: Seconds that Postgres may take for one answer before it counts as away.
@@ -50,67 +42,7 @@ _PAUSE: Final = 0.01
 # Rows are applied late: a name must not outgrow its ring in Redis.
 _MOST_SEQUENCES: Final = 60
 
-_BATCHES = Counter("tallyboard_journaled_batches", "Batches that were written to the journal.")
-_UPDATES = Counter("tallyboard_journaled_updates", "Updates that were written to the journal.")
 _log = structlog.get_logger(__name__)
-
-
-_Item = Part | ScriptCall | Amendment
-
-
-@dataclass(eq=False)
-class _Entry:
-    """A call on its way to the journal.
-
-    Attributes:
-        row: the number of its row.
-        over: of a call that has a row, parts that have to leave it.
-        may_be_amended: whether a transaction that takes them out may be committed.
-    """
-
-    call: ScriptCall
-    row: int | None = None
-    over: dict[Part, Why] | None = None
-    may_be_amended: bool = False
-
-    @property
-    def number(self) -> int:
-        """The number of the row that it has."""
-        number = self.call.row or self.row
-        assert number is not None
-        return number
-
-
-@dataclass
-class _Flush:
-    """What one transaction writes, and what becomes of it.
-
-    Attributes:
-        stays: over once it is committed.
-        goes_on: sent to Redis then.
-        drained: in the journal for so long that the keeper has applied them.
-        back: not journaled, for Redis takes it after all.
-        amended: calls whose rows lose some of their parts; what is left goes on.
-        lost: calls of which nobody can tell whether their rows have these parts.
-        repeats: parts whose tokens the journal has already, and the notes that it keeps with them;
-            they are written all the same, for only Redis can tell whether the first one was
-            applied, and count for reads once.
-        may_be_committed: whether a commit was begun.
-        closed: what Postgres says of the partitions that it closes.
-        hidden_for: seconds for which some worker may still think that a partition is open.
-    """
-
-    entries: list[_Entry]
-    stays: list[_Entry] = field(default_factory=list)
-    goes_on: list[_Entry] = field(default_factory=list)
-    drained: list[_Entry] = field(default_factory=list)
-    back: list[Part] = field(default_factory=list)
-    amended: list[_Entry] = field(default_factory=list)
-    lost: list[_Entry] = field(default_factory=list)
-    repeats: dict[Part, str] = field(default_factory=dict)
-    may_be_committed: bool = False
-    closed: list[Standing] = field(default_factory=list)
-    hidden_for: float = 0.0
 
 
 class JournalWriter:
@@ -146,7 +78,7 @@ class JournalWriter:
         self._journals_first = journals_first
         self._max_pending = max_pending
         self._max_rows = max_rows
-        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
         self._down: str | None = None
         self._is_full = False
@@ -188,7 +120,7 @@ class JournalWriter:
             if self._down is not None:
                 _fail(item, f"{why}; {self._down}")
             else:
-                self._waiting += _size(item)
+                self._waiting += size_of(item)
                 self._queue.put(item)
 
     def amend(self, amendments: Sequence[Amendment]) -> None:
@@ -197,7 +129,7 @@ class JournalWriter:
             if self._down is not None:
                 _fail(amendment, self._down)
             else:
-                self._waiting += _size(amendment)
+                self._waiting += size_of(amendment)
                 self._queue.put(amendment)
 
     def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
@@ -228,7 +160,7 @@ class JournalWriter:
                     continue
                 items = self._collect()
                 if items:
-                    self._write(_Flush(self._plan(items)))
+                    self._write(self._plan(items))
                 self._look_at_depth()
             except psycopg.Error as error:
                 self._is_away(error)
@@ -236,16 +168,16 @@ class JournalWriter:
                 _log.exception("journal failed")
         self._disconnect()
 
-    def _collect(self) -> list[_Item]:
+    def _collect(self) -> list[Item]:
         """What waits, or what comes within a while."""
-        items: list[_Item] = []
+        items: list[Item] = []
         size = 0
         try:
             item = self._queue.get(timeout=_IDLE)
             while True:
                 if item is not None:
                     items.append(item)
-                    size += _size(item)
+                    size += size_of(item)
                 if size >= MAX_UPDATES:
                     break
                 item = self._queue.get_nowait()
@@ -254,16 +186,16 @@ class JournalWriter:
         self._waiting = 0 if self._queue.empty() else max(0, self._waiting - size)
         return items
 
-    def _plan(self, items: Iterable[_Item]) -> list[_Entry]:
+    def _plan(self, items: Iterable[Item]) -> JournalFlush:
         """Calls that carry all of it; those that have a token keep it."""
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         open_calls: dict[tuple[object, int], ScriptCall] = {}
         for item in items:
             if isinstance(item, Amendment):
-                entries.append(_Entry(item.call, over=item.over))
+                entries.append(Entry(item.call, over=item.over))
                 continue
             if isinstance(item, ScriptCall):
-                entries.append(_Entry(item))
+                entries.append(Entry(item))
                 continue
             if item.write.abandoned and not item.write.sent:
                 item.done(Unavailable("given up before it was journaled"))
@@ -273,11 +205,13 @@ class JournalWriter:
             held = open_calls.get(place) if item.script in MERGING else None
             if held is None or not held.takes(item):
                 open_calls[place] = call = call_for(item)
-                entries.append(_Entry(call))
+                entries.append(Entry(call))
         for entry in entries:
             if entry.call.token is None:
                 entry.call.token = self._take_token(entry.call.partition)
-        return entries
+        return JournalFlush(
+            entries, self._store, self._follower, journals_first=self._journals_first
+        )
 
     def _take_token(self, partition: int) -> CallToken:
         token = self._sequences.take(partition)
@@ -285,11 +219,12 @@ class JournalWriter:
             self._sequences = _new_name()
         return token
 
-    def _write(self, flush: _Flush) -> None:
+    def _write(self, flush: JournalFlush) -> None:
         """Commits a flush, once more on a new connection if need be, and ends what is over."""
         for is_last in (False, True):
             try:
-                self._commit(flush)
+                conn = self._connected()
+                flush.commit(conn, time.monotonic() - self._connected_at)
                 break
             except psycopg.Error as error:
                 self._disconnect()
@@ -302,145 +237,7 @@ class JournalWriter:
                 raise
         self._settle(flush)
 
-    def _commit(self, flush: _Flush) -> None:
-        """The transaction; after a commit whose fate is unknown it changes nothing twice."""
-        flush.stays, flush.goes_on, flush.drained = [], [], []
-        flush.back, flush.amended, flush.lost = [], [], []
-        conn = self._connected()
-        partitions = {entry.call.partition for entry in flush.entries}
-        rows.lock_shared(conn, partitions)
-        # Without Redis all partitions are closed at once, so that only the first batch waits.
-        which = None if self._store.away is not None else partitions
-        self._sort(conn, flush, rows.read_standings(conn, which))
-        new = [entry for entry in [*flush.stays, *flush.goes_on] if entry.call.row is None]
-        is_new = not (flush.may_be_committed and self._are_there(conn, new))
-        if is_new:
-            self._add(conn, flush, new)
-        self._show(conn, flush, new if is_new else ())
-        for entry in flush.amended:
-            self._rewrite(conn, entry)
-        flush.may_be_committed = True
-        conn.commit()
-        self._follower.notice(flush.closed)
-        for entry in new:
-            entry.call.row = entry.row
-        _BATCHES.inc(len(new))
-        _UPDATES.inc(sum(_size(entry.call) for entry in new))
-
-    def _sort(self, conn: BoundedConnection, flush: _Flush, standings: Sequence[Standing]) -> None:
-        """Decides what stays, and has its partitions journaled for."""
-        self._follower.notice(standings)
-        open_ones = {standing.partition for standing in standings if standing.state == OPEN}
-        usable = {
-            standing.partition: standing
-            for standing in standings
-            if standing.partition in open_ones
-            and self._store.away is None
-            and self._store.fences.expected(standing.partition) == standing.incarnation
-        }
-        for entry in flush.entries:
-            call = entry.call
-            standing = usable.get(call.partition)
-            is_as_it_was = standing is not None and standing.changes == call.changes
-            if entry.over is not None and is_as_it_was:
-                flush.amended.append(entry)
-            elif entry.may_be_amended:
-                flush.lost.append(entry)
-            elif standing is None or entry.over is not None:
-                # A row that is whole is applied whole, or was, when its partition was drained.
-                flush.stays.append(entry)
-            elif call.row is not None and not is_as_it_was:
-                # Its partition was drained since, and the row may be gone: in another life of it
-                # nothing would tell that it was applied.
-                flush.drained.append(entry)
-            elif self._journals_first:
-                call.changes, call.incarnation = standing.changes, standing.incarnation
-                flush.goes_on.append(entry)
-            elif call.sent or (flush.may_be_committed and entry.row is not None):
-                # Redis or the journal may have it: under another token it could count twice.
-                flush.stays.append(entry)
-            else:
-                flush.back += call.parts
-        staying = {entry.call.partition for entry in flush.stays}
-        ages = [0.0 if s.state == OPEN else s.age for s in standings if s.partition in staying]
-        since_found = time.monotonic() - self._connected_at
-        flush.hidden_for = 0.0
-        if staying:
-            flush.hidden_for = max(
-                0.0, SEEN_BY_ALL - min(ages, default=0.0), FOUND_BY_ALL - since_found
-            )
-        is_away = bool(staying) and self._store.away is not None
-        began = overlay.begin(conn, open_ones if is_away else staying & open_ones)
-        flush.closed = rows.read_standings(conn, began) if began else []
-
-    def _add(self, conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        """Adds the rows."""
-        if not new:
-            return
-        unnumbered = [entry for entry in new if entry.row is None]
-        for entry, number in zip(unnumbered, rows.new_ids(conn, len(unnumbered)), strict=True):
-            entry.row = number
-        flush.repeats = _repeats(conn, new)
-        if self._journals_first:
-            flush.repeats |= _checkpointed(conn, new)
-        batches, increments = [], []
-        for entry in new:
-            call, token = entry.call, entry.call.token
-            assert entry.row is not None
-            assert token is not None
-            batches.append(
-                Batch(
-                    entry.row,
-                    call.partition,
-                    token.link,
-                    token.sequence,
-                    encode(call, flush.repeats),
-                    _size(call),
-                )
-            )
-            increments += [
-                (entry.row, increment) for increment in increments_of(call, flush.repeats)
-            ]
-        rows.add_batches(conn, batches, increments, {e.row for e in flush.stays if e.row})
-
-    @staticmethod
-    def _show(conn: BoundedConnection, flush: _Flush, new: Sequence[_Entry]) -> None:
-        """Adds the scores of what stays to what reads see, each row once."""
-        scored = [entry for entry in flush.stays if entry.call.script is scripts.SUBMIT]
-        # A row that was there may have been added when its partition was first journaled for.
-        added = {entry.number for entry in new}
-        hidden = added | rows.show(conn, {entry.number for entry in scored} - added)
-        overlay.add(
-            conn,
-            [
-                (entry.call.partition, scores)
-                for entry in scored
-                if entry.number in hidden
-                for scores in scores_of(entry.call, flush.repeats)
-            ],
-        )
-
-    @staticmethod
-    def _rewrite(conn: BoundedConnection, entry: _Entry) -> None:
-        """Takes parts out of a row.
-
-        Nobody applies it meanwhile: whoever drains a partition waits first for all who found it
-        open, and since the row was written it has been open.
-        """
-        over = entry.over or {}
-        left = entry.call.without(over)
-        rows.rewrite_batch(
-            conn, entry.number, encode(left), _size(left), list(increments_of(left)),
-            [_token_of(part) for part in over if part.token is not None],
-        )  # fmt: skip
-        entry.may_be_amended = True
-
-    @staticmethod
-    def _are_there(conn: BoundedConnection, entries: Sequence[_Entry]) -> bool:
-        ids = [entry.row for entry in entries if entry.row is not None]
-        return bool(ids) and bool(rows.batches_by_id(conn, ids))
-
-    def _settle(self, flush: _Flush) -> None:
+    def _settle(self, flush: JournalFlush) -> None:
         """Ends what is over, and sends the rest.
 
         What was journaled is acknowledged when nobody takes Redis' word any more: a read must not
@@ -455,7 +252,7 @@ class JournalWriter:
         for entry in flush.drained:
             _end(entry.call, flush.repeats)
         for entry in flush.lost:
-            _fail(Amendment(entry.call, entry.over or {}), "the answer to a commit was lost")
+            _fail(entry.item, "the answer to a commit was lost")
         self._send(flush.back)
         self._send([entry.call for entry in flush.goes_on])
         self._send([entry.call.without(entry.over or {}) for entry in flush.amended])
@@ -463,7 +260,7 @@ class JournalWriter:
             for part, why in (entry.over or {}).items():
                 self._store.turn_away(part, why)
 
-    def _is_seen_by_all(self, flush: _Flush) -> bool:
+    def _is_seen_by_all(self, flush: JournalFlush) -> bool:
         """Waits until every worker has seen that its partitions are closed.
 
         They have if Postgres was there for so long, and on this connection it was.
@@ -486,7 +283,7 @@ class JournalWriter:
         if not items:
             return
         try:
-            self._store.send_on(items, sum(_size(item) for item in items))
+            self._store.send_on(items, sum(size_of(item) for item in items))
         except (Unavailable, Overloaded) as error:
             for item in items:
                 if self._closing.is_set():
@@ -496,10 +293,10 @@ class JournalWriter:
             self._closing.wait(_PAUSE)
 
     @staticmethod
-    def _fail_all(flush: _Flush, why: str) -> None:
+    def _fail_all(flush: JournalFlush, why: str) -> None:
         for entry in flush.entries:
             entry.call.sent |= flush.may_be_committed and entry.row is not None
-            _fail(entry.call if entry.over is None else Amendment(entry.call, entry.over), why)
+            _fail(entry.item, why)
 
     def _connected(self) -> BoundedConnection:
         if self._conn is None or self._conn.closed:
@@ -551,80 +348,6 @@ def _both_away(why: str) -> Unavailable:
     return Unavailable(f"Redis does not take it, and neither does Postgres: {why}")
 
 
-def _size(item: _Item) -> int:
-    if isinstance(item, Amendment):
-        item = item.call
-    if isinstance(item, ScriptCall):
-        return sum(part.items for part in item.parts)
-    return item.items
-
-
-def _token_of(part: Part) -> TokenOf:
-    assert part.token is not None
-    return TokenOf(part.token.key, int(part.token.sequence or 0))
-
-
-def _repeats(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, str]:
-    """Parts whose tokens another row, or another part of these, has already; with their notes."""
-    parts = [
-        (part, entry.row)
-        for entry in entries
-        for part in entry.call.parts
-        if part.token is not None and entry.row is not None
-    ]
-    claimed: dict[TokenOf, tuple[Part, int]] = {}
-    for part, row in parts:
-        claimed.setdefault(_token_of(part), (part, row))
-    if not claimed:
-        return {}
-    held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
-    notes = _notes(conn, {row for token, row in held.items() if claimed[token][1] != row})
-    repeats, others = {}, []
-    for part, row in parts:
-        token = _token_of(part)
-        first = claimed[token][0]
-        if held[token] != row:
-            repeats[part] = notes.get(token, "")
-            others.append((token, row))
-        elif first is not part and first.token is not None:
-            repeats[part] = first.token.note
-    if others:
-        rows.note_repeats(conn, others)
-    return repeats
-
-
-def _checkpointed(conn: BoundedConnection, entries: Sequence[_Entry]) -> dict[Part, str]:
-    """Parts that a checkpoint has already, as their tokens say; with their notes.
-
-    Their rows are gone, and reads would count them a second time.
-    """
-    parts = [(part, part.token) for entry in entries for part in entry.call.parts if part.token]
-    if not parts:
-        return {}
-    held = rows.checkpointed_tokens(conn, {(part.partition, token.key) for part, token in parts})
-    repeats = {}
-    for part, token in parts:
-        slot = str(int(token.sequence) % PRODUCER_RING).encode() if token.kind == "p" else b""
-        value = held.get(token.key, {}).get(slot)
-        if value is None:
-            continue
-        if token.kind != "p":
-            repeats[part] = value.decode()
-        elif (held_slot := parse_slot(value)) and held_slot.newest == int(token.sequence):
-            repeats[part] = held_slot.note.decode()
-    return repeats
-
-
-def _notes(conn: BoundedConnection, ids: Collection[int]) -> dict[TokenOf, str]:
-    """What is kept with the tokens of rows."""
-    batches = rows.batches_by_id(conn, ids) if ids else []
-    return {
-        TokenOf(token.key, int(token.sequence or 0)): token.note
-        for batch in batches
-        for token in tokens_in(batch.text)
-    }
-
-
 def _end(call: ScriptCall, repeats: Mapping[Part, str] = MappingProxyType({})) -> None:
     """Its row is committed: whatever happens, it will be applied."""
     for part in call.parts:
@@ -635,7 +358,7 @@ def _end(call: ScriptCall, repeats: Mapping[Part, str] = MappingProxyType({})) -
             part.done()
 
 
-def _fail(item: _Item, why: str) -> None:
+def _fail(item: Item, why: str) -> None:
     """Ends what can't be journaled with an error that says whether it may be sent again.
 
     A row that is there is applied some time. But its partition is open for all that Postgres could

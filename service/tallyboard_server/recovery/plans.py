@@ -6,11 +6,11 @@ from typing import Any
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.checkpoints import window_of
 from tallyboard_server.leaderboards.definitions import from_json
-from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window, WindowState
+from tallyboard_server.leaderboards.model import Leaderboard, Window, WindowState
+from tallyboard_server.leaderboards.plans import Target, make_plan
 from tallyboard_server.postgres.entries import WindowRow, find_window
 from tallyboard_server.postgres.leaderboards import find_by_keys
 from tallyboard_server.recovery.batches import Scores
-from tallyboard_server.redis.keys import fence_key, window_keys, windows_key
 from tallyboard_server.redis.scores import Plan
 
 
@@ -59,35 +59,15 @@ class ScorePlans:
         if board is None:
             return None
         now = self._clock()
-        keys = [fence_key(partition, board.board_key), windows_key(partition, board.board_key)]
-        described: list[Any] = []
+        targets: list[Target] = []
         for name in scores.windows:
             window = window_of(self._conn, board, name)
             ends_at = calendar.expires_at(board, window)
             if ends_at is not None and ends_at <= now:
                 continue
             lives = "" if ends_at is None else -((now - ends_at) // calendar.MICROS)
-            keys += window_keys(partition, board.board_key, name)[:5]
-            described += (name, lives, self._mode(board, window))
-        if not described:
-            return None
-        return Plan(
-            partition=partition,
-            tenant=board.tenant,
-            leaderboard_id=board.leaderboard_id,
-            board_key=board.board_key,
-            keys=tuple(keys),
-            head=(
-                str(board.revision),
-                "d" if board.is_descending else "a",
-                "e" if board.tie_break is TieBreak.EARLIEST else "m",
-                board.update_policy.value[0],
-            ),
-            most=board.max_entries,
-            windows=tuple(described),
-            policy=board.update_policy.value[0],
-            descending=board.is_descending,
-        )
+            targets.append(Target(name, lives, self._mode(board, window)))
+        return make_plan(board, partition, targets) if targets else None
 
     def _mode(self, board: Leaderboard, window: Window) -> str:
         """As submit.lua has it: it was open when the scores were acknowledged.

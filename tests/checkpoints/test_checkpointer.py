@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
-from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
+from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.postgres.locks import lock_for_transaction
 from tallyboard_server.postgres.partitions import partition_states
 from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
@@ -29,8 +29,6 @@ from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import (
     PARTITIONS,
     RedisOfVersion,
-    empty_redis,
-    new_database,
     put,
     rows,
     settings_for,
@@ -38,33 +36,6 @@ from tests.postgres.support import (
 )
 
 Pool = ConnectionPool[BoundedConnection]
-
-
-@pytest.fixture
-def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres_server) as url:
-        yield url
-
-
-@pytest.fixture
-def pool(database: str) -> Iterator[Pool]:
-    with open_pool(database) as pool:
-        yield pool
-
-
-@pytest.fixture
-def redis(redis_server: EmbeddedRedis, database: str) -> Iterator[Redis]:
-    """A client of opened, empty stores."""
-    with empty_redis(redis_server) as url:
-        open_stores(settings_for(url, database))
-        client = control_client(url)
-        yield client
-        client.close()
-
-
-@pytest.fixture
-def checkpointer(redis: Redis, pool: Pool) -> Checkpointer:
-    return Checkpointer(redis, pool, PARTITIONS)
 
 
 def test_a_total_is_the_sum_of_its_shards(

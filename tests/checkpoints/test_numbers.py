@@ -1,17 +1,13 @@
 """The number of a checkpoint tells a Redis that has gone back, wherever it went back to."""
 
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
-from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
     dirty_key,
@@ -20,35 +16,7 @@ from tallyboard_server.redis.keys import (
     journaled_key,
     version_key,
 )
-from tallyboard_server.stores import control_client, open_stores
-from tests.postgres.support import PARTITIONS, empty_redis, new_database, put, rows, settings_for
-
-
-@pytest.fixture
-def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres_server) as url:
-        yield url
-
-
-@pytest.fixture
-def pool(database: str) -> Iterator[ConnectionPool[BoundedConnection]]:
-    with open_pool(database) as pool:
-        yield pool
-
-
-@pytest.fixture
-def redis(redis_server: EmbeddedRedis, database: str) -> Iterator[Redis]:
-    """A client of opened, empty stores."""
-    with empty_redis(redis_server) as url:
-        open_stores(settings_for(url, database))
-        client = control_client(url)
-        yield client
-        client.close()
-
-
-@pytest.fixture
-def checkpointer(redis: Redis, pool: ConnectionPool[BoundedConnection]) -> Checkpointer:
-    return Checkpointer(redis, pool, PARTITIONS)
+from tests.postgres.support import put, rows
 
 
 def _step(redis: Redis, what: str, limit: int = 5_000) -> Any:

@@ -1,0 +1,81 @@
+"""Tokens of parts that are on their way to the journal, and were there before.
+
+A part whose token is known is a repeat, or another attempt at the same update: only Redis can tell
+whether the first one was applied, so it is written all the same, and counts for reads once.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from tallyboard_server.postgres import journal as rows
+from tallyboard_server.postgres.journal import TokenOf
+from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery.batches import tokens_in
+from tallyboard_server.redis.calls import PRODUCER_RING
+from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.rings import parse_slot
+
+
+def token_of(part: Part) -> TokenOf:
+    """The token of a part that has one."""
+    assert part.token is not None
+    return TokenOf(part.token.key, int(part.token.sequence or 0))
+
+
+def claim(conn: BoundedConnection, parts: Iterable[tuple[Part, int]]) -> dict[Part, str]:
+    """Claims the tokens of parts for the rows they are written to, in the transaction under way.
+
+    Gives the parts whose tokens another row, or another of these parts, has already, with the notes
+    that are kept with them.
+    """
+    having = [(part, row) for part, row in parts if part.token is not None]
+    claimed: dict[TokenOf, tuple[Part, int]] = {}
+    for part, row in having:
+        claimed.setdefault(token_of(part), (part, row))
+    if not claimed:
+        return {}
+    held = rows.claim_tokens(conn, [(token, row) for token, (_, row) in claimed.items()])
+    notes = _notes(conn, {row for token, row in held.items() if claimed[token][1] != row})
+    repeats, others = {}, []
+    for part, row in having:
+        token = token_of(part)
+        first = claimed[token][0]
+        if held[token] != row:
+            repeats[part] = notes.get(token, "")
+            others.append((token, row))
+        elif first is not part and first.token is not None:
+            repeats[part] = first.token.note
+    if others:
+        rows.note_repeats(conn, others)
+    return repeats
+
+
+def checkpointed(conn: BoundedConnection, parts: Sequence[Part]) -> dict[Part, str]:
+    """Parts that a checkpoint has already, as their tokens say; with their notes.
+
+    Their rows are gone, and reads would count them a second time.
+    """
+    having = [(part, part.token) for part in parts if part.token is not None]
+    if not having:
+        return {}
+    held = rows.checkpointed_tokens(conn, {(part.partition, token.key) for part, token in having})
+    repeats = {}
+    for part, token in having:
+        slot = str(int(token.sequence) % PRODUCER_RING).encode() if token.kind == "p" else b""
+        value = held.get(token.key, {}).get(slot)
+        if value is None:
+            continue
+        if token.kind != "p":
+            repeats[part] = value.decode()
+        elif (held_slot := parse_slot(value)) and held_slot.newest == int(token.sequence):
+            repeats[part] = held_slot.note.decode()
+    return repeats
+
+
+def _notes(conn: BoundedConnection, ids: Collection[int]) -> dict[TokenOf, str]:
+    """What is kept with the tokens of rows."""
+    batches = rows.batches_by_id(conn, ids) if ids else []
+    return {
+        TokenOf(token.key, int(token.sequence or 0)): token.note
+        for batch in batches
+        for token in tokens_in(batch.text)
+    }
