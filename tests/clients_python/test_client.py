@@ -225,6 +225,28 @@ def test_connections_are_taken_in_turns(service: RunningService, tenant: str) ->
     assert len(stubs) == 3
 
 
+def test_all_addresses_of_a_name_are_used(service: RunningService, tenant: str) -> None:
+    def count(at: RunningService) -> int:
+        with Client(at.target, tenant=tenant) as client:
+            return client.counter("post:42").get(exact=True).value
+
+    with RunningService(workers=1) as other:
+        target = f"ipv4:{service.target},{other.target}"
+        with Client(target, tenant=tenant, channels=1) as client:
+            counter = client.counter("post:42")
+
+            def both_count() -> bool:
+                counter.increment()
+                return count(service) > 0 and count(other) > 0
+
+            wait_for(both_count, "calls to both")
+            before = count(service)
+            other.kill()
+            for _ in range(5):
+                counter.increment()
+    assert count(service) == before + 5
+
+
 def test_a_service_that_is_not_there_is_waited_for(tenant: str) -> None:
     client = Client("127.0.0.1:1", tenant=tenant, channels=1)
     with client, pytest.raises(UnavailableError, match="did not answer"):

@@ -3,6 +3,7 @@
 
 /** The published service config: deadlines and retries by RPC. */
 export const SERVICE_CONFIG = {
+  "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [
     {
       "name": [
