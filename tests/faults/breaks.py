@@ -60,7 +60,7 @@ def _break_snapshots(node: RedisNode) -> Callable[[], object]:
     (node.folder / "blocked.rdb" / "x").mkdir(parents=True, exist_ok=True)
     node.command("CONFIG", "SET", "dbfilename", "blocked.rdb")
     node.command("CONFIG", "SET", "save", "3600 1000000")
-    node.command("BGSAVE")
+    node.command("BGSAVE", "SCHEDULE")  # it may be rewriting its file
     wait_for(lambda: b"rdb_last_bgsave_status:err" in _info(node), "the snapshot to fail")
 
     def repair() -> None:

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from tallyboard_server.errors import OutOfRange
+from tallyboard_server.redis import keys, scripts
+from tallyboard_server.redis.operations import Part
 from tests.recovery import stores
 from tests.recovery.journaling import (
+    TENANT,
+    Asked,
     Desk,
     Keeper,
     add,
@@ -149,3 +153,37 @@ def test_reads_without_redis_see_what_was_refused_by_a_shard_once(
         "SELECT sum(delta) FROM tallyboard.journal_increments WHERE counter = %s", name
     )
     assert found == [(5,)]
+
+
+def test_a_row_that_redis_can_not_tell_about_closes_its_partition(
+    desk: Desk, keeper: Keeper, node: RedisNode
+) -> None:
+    """It goes to Redis again behind more calls of its link than Redis remembers."""
+    name, other, token = _name(), _name(), producer(1, _name())
+    desk.write(add(name, 2, token))
+    node.pause()
+    desk.submit(add(other, 1))
+    writes = [desk.submit(add(name, 2, token)), desk.submit(add(name, 100))]
+    writes += [desk.submit(_add_wide(f"{other}{index}")) for index in range(150)]
+    node.resume()
+    wait_for(lambda: all(write.over for write in writes), "all writes")
+    assert {write.error for write in writes} == {None}
+    assert keeper.count(name) == 102 or desk.expected()[0] is None
+    keeper.drain()
+    assert keeper.count(name) == 102
+
+
+def test_a_partition_that_somebody_else_has_opened_is_not_drained(
+    desk: Desk, keeper: Keeper
+) -> None:
+    """Its rows belong to the workers again, who may still rewrite them."""
+    changes = "SELECT changes FROM tallyboard.partitions WHERE partition = 0"
+    desk.write(add(_name(), 1))
+    before = keeper.query(changes)
+    assert (keeper.drain([0]), keeper.query(changes)) == (0, before)
+
+
+def _add_wide(name: str) -> Asked:
+    """A call of its own: those of wide counters do not merge."""
+    deltas = {keys.wide_key(0, TENANT, name): 1}
+    return lambda write: Part(write, 0, deltas, None, scripts.ADD_WIDE, bound=1)

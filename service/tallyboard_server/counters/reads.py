@@ -124,9 +124,11 @@ class CountReader:
         self, tenant: str, counters: list[str], counts: dict[str, Count], deadline: float
     ) -> dict[str, Count]:
         """Totals of wide counters; one that is just becoming wide is still the sum of shards."""
-        keys = [wide_key(self._sharding.home(tenant, name), tenant, name) for name in counters]
+        homes = [self._sharding.home(tenant, name) for name in counters]
+        keys = [wide_key(home, tenant, name) for home, name in zip(homes, counters, strict=True)]
         totals = {}
-        for counter, value in zip(counters, self._store.get(keys, deadline), strict=True):
+        values = self._store.get(keys, deadline, set(homes))
+        for counter, value in zip(counters, values, strict=True):
             if value == b"x":
                 totals[counter] = replace(counts[counter], value=0, exists=False)
             elif value is not None:

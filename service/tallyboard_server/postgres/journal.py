@@ -109,6 +109,16 @@ def lock_alone(conn: psycopg.Connection[Any], partition: int) -> None:
     conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (JOURNAL_LOCKS, partition))
 
 
+def stamp(conn: Any, partitions: Collection[int]) -> None:
+    """Has the age of partitions' states begin now: what comes before the commit may take long."""
+    if partitions:
+        conn.execute(
+            "UPDATE tallyboard.partitions SET changed_at = clock_timestamp()"
+            " WHERE partition = ANY(%s)",
+            (list(partitions),),
+        )
+
+
 def begin_journaling(conn: psycopg.Connection[Any], partitions: Collection[int]) -> set[int]:
     """Says that writes of these partitions go to the journal; gives those that were open."""
     rows = conn.execute(

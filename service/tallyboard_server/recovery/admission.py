@@ -67,21 +67,23 @@ class RedisAdmission:
         run_id = connection.identity.run_id if connection.identity else None
         with self._lock:
             if run_id is None or run_id != self._admitted or self._durability is None:
-                self._look_at(connection)
                 self._close_where_journaled(run_id)
+                self._look_at(connection)
                 self._durability = self._choose()
                 self._admitted = run_id
             return self._durability
 
     def _look_at(self, connection: Connection) -> None:
         """Closes partitions that are older here than in Postgres."""
+        # Postgres first: of a healthy Redis the number is never smaller than what it said before.
+        known = [self._follower.standing(i) for i in range(self._partitions)]
         found = connection.call([("GET", version_key(i)) for i in range(self._partitions)])
         older = []
         self._fences.forgive()
         for partition, version in enumerate(found):
             if isinstance(version, Exception):
                 raise ConnectionLost(f"Redis is not ready: {version}")
-            standing = self._follower.standing(partition)
+            standing = known[partition]
             if standing is not None and int(version or 0) < standing.version:
                 self._fences.block(partition, standing.incarnation)
                 older.append(partition)
@@ -89,7 +91,10 @@ class RedisAdmission:
             _log.error("Redis is older than the last checkpoint.", partitions=older)
 
     def _close_where_journaled(self, run_id: bytes | None) -> None:
-        """Keeps partitions closed until the keeper has looked whether their journal is applied."""
+        """Keeps partitions closed until the keeper has looked whether their journal is applied.
+
+        It asks Postgres how all partitions are; without Postgres, what was known last stays.
+        """
         try:
             self._follower.close_where_journaled((run_id or b"").decode())
         except psycopg.Error as error:

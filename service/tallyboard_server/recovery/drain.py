@@ -253,6 +253,8 @@ class _Drain:
         rows.lock_alone(conn, self._partition)
         conn.commit()
         self._standing = self._check()
+        if self._standing.state == rows.OPEN:
+            return 0  # another keeper has opened it, so workers may rewrite its rows again
         self._plans = self._drainer.plans(conn)
         after = 0
         while page := rows.batches_of(conn, self._partition, after, _PAGE):

@@ -121,6 +121,7 @@ class JournalFlush:
         self._show(conn, new if is_new else ())
         for entry in self.amended:
             _rewrite(conn, entry)
+        rows.stamp(conn, [standing.partition for standing in closed])
         self.may_be_committed = True
         conn.commit()
         self._follower.notice(closed)
@@ -147,8 +148,9 @@ class JournalFlush:
                 self.amended.append(entry)
             elif entry.may_be_amended:
                 self.lost.append(entry)
-            elif standing is None or entry.over is not None:
-                # A row that is whole is applied whole, or was, when its partition was drained.
+            elif standing is None or entry.over is not None or (call.forgotten and is_as_it_was):
+                # A row that is whole is applied whole, or was, when its partition was drained. Of
+                # one that Redis can't tell about, nobody may take Redis' word until it is.
                 self.stays.append(entry)
             elif call.row is not None and not is_as_it_was:
                 # Its partition was drained since, and the row may be gone: in another life of it

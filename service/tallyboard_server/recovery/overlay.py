@@ -20,6 +20,7 @@ def begin(conn: Any, partitions: Collection[int]) -> set[int]:
     began = rows.begin_journaling(conn, partitions) if partitions else set()
     for partition in sorted(began):
         make_anew(conn, partition)
+    rows.stamp(conn, began)
     return began
 
 

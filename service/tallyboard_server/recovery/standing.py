@@ -23,9 +23,11 @@ from tallyboard_server.redis.fences import Fences
 SEEN_BY_ALL: Final = 0.5
 #: The same after Postgres was away: they connect anew.
 FOUND_BY_ALL: Final = 1.0
-# Seconds between two looks, for so many partitions; more of them are looked at less often.
+# Seconds between two looks, for so many partitions; more of them are looked at less often, but
+# within SEEN_BY_ALL.
 _INTERVAL: Final = 0.2
 _PARTITIONS: Final = 512
+_LONGEST: Final = 0.3
 # Seconds that one answer may take; silence is no answer, and stopped servers do answer one day.
 _PATIENCE: Final = 3.0
 _log = structlog.get_logger(__name__)
@@ -54,7 +56,7 @@ class PartitionFollower:
         self._conninfo = conninfo
         self._pool = pool
         self._fences = fences
-        self._interval = _INTERVAL * max(1.0, partitions / _PARTITIONS)
+        self._interval = min(_INTERVAL * max(1.0, partitions / _PARTITIONS), _LONGEST)
         self._standings: dict[int, Standing] = {}  # replaced item by item
         self._lock = threading.Lock()  # guards _standings together with the fences
         self._closing = threading.Event()

@@ -74,6 +74,7 @@ class ScriptCall:
         sent: whether Redis may have applied it.
         doubtful: whether it was sent before, on a connection that was lost: only its token can tell
             whether it was applied then.
+        forgotten: whether Redis could not tell whether it was applied; the journal has it.
         incarnation: what it was packed with; of one that is in the journal, the only life of its
             partition that it is for.
     """
@@ -89,6 +90,7 @@ class ScriptCall:
     changes: int = 0
     sent: bool = False
     doubtful: bool = False
+    forgotten: bool = False
     incarnation: str = ""
 
     def without(self, parts: Collection[Part]) -> "ScriptCall":
@@ -100,6 +102,7 @@ class ScriptCall:
         call.token, call.row, call.changes = self.token, self.row, self.changes
         call.incarnation = self.incarnation
         call.sent, call.doubtful = self.sent, self.doubtful
+        call.forgotten = self.forgotten
         return call
 
     @property
@@ -333,10 +336,9 @@ def _settle_known(
 ) -> None:
     """Ends the parts whose tokens were known; the others go again."""
     if verdict == b"old" and details == [0] and call.row is not None:
-        # Others of the link were applied since. Either it was too, or it is still in the journal.
-        for part in call.parts:
-            part.journaled = True
-            part.done()
+        # So many others of the link were applied since that nobody can tell whether it was.
+        call.forgotten = True
+        outcome.stranded.append(call)
         return
     if details != [0]:
         call.sent = call.doubtful = False

@@ -433,6 +433,10 @@ class Link:
         except (ConnectionLost, NoAnswer) as error:
             self._down = str(error)
             return min(delay * 2, RECONNECT_MOST)
+        except Exception as error:  # the thread must live
+            _log.exception("link failed", link=self._thread.name)
+            self._down = f"internal error: {type(error).__name__}"
+            return RECONNECT_MOST
         self._down = self._suspicion = None
         _log.info("redis back", link=self._thread.name)
         return _RECONNECT_FIRST
