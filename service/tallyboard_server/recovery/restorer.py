@@ -128,7 +128,15 @@ class Restorer:
             and row.partition not in lost
             and row.partition not in foreign
         ]
-        self._drain_all(waiting)
+        try:
+            self._drain_all(waiting)
+        except RedisAway:
+            raise
+        except (NotReady, TallyboardError) as error:
+            if not lost:
+                raise
+            # It may want a counter's or a window's other partitions, which are lost still.
+            _log.info("Partitions wait for others.", why=str(error))
         if lost:
             # Some at a time, so that the first are open while the others are loaded.
             self._rebuild_some(lost[:_REBUILT_TOGETHER])
