@@ -1,7 +1,10 @@
 """The producer against a real service: what is acknowledged counts, and once."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -107,6 +110,74 @@ def test_closed_producer_takes_nothing(channel: grpc.Channel, tenant: str) -> No
     producer.close()
     with pytest.raises(FailedPreconditionError, match="closed"):
         producer.add("post:42")
+
+
+def test_what_was_taken_while_it_closed_counts(
+    channel: grpc.Channel, tenant: str, count: Reader
+) -> None:
+    producer = IncrementProducer(channel, tenant, linger=0.001)
+    taken = [0, 0]
+
+    def add(index: int) -> None:
+        with suppress(FailedPreconditionError):
+            while True:
+                producer.add("post:42")
+                taken[index] += 1
+
+    threads = [threading.Thread(target=add, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: min(taken) > 1000, "both to add")
+    producer.close()
+    for thread in threads:
+        thread.join(10)
+    assert (count("post:42"), producer.pending) == (sum(taken), 0)
+
+
+@pytest.mark.parametrize("kind", ["IncrementProducer", "CounterBuffer"])
+def test_a_copy_in_a_fork_refuses(kind: str, service: RunningService, tenant: str) -> None:
+    """It would number its batches as the original does, and they would count as repeats."""
+    code = (
+        "import os, sys\n"
+        f"from tallyboard import {kind}, open_channel\n"
+        f"made = {kind}(open_channel({service.target!r}), {tenant!r})\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        made.add('post:42')\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error, flush=True)\n"
+        "    made.close()\n"
+        "    sys.exit()\n"
+        "os.wait()\n"
+        "made.add('post:42')\n"
+        "made.close()\n"
+        "print(made.pending)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    refused, pending = done.stdout.splitlines()
+    assert refused.startswith("FailedPreconditionError FAILED_PRECONDITION: made before a fork")
+    assert pending == "0"
+
+
+def test_a_stream_that_can_not_be_opened_now_is_opened_later(
+    producer: IncrementProducer, count: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the system has no thread left."""
+    attempts = []
+
+    def open_second_time(*arguments: Any, **options: Any) -> Any:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments, **options)
+
+    real = producer._open
+    monkeypatch.setattr(producer, "_open", open_second_time)
+    producer.add("post:42")
+    producer.flush()
+    assert (count("post:42"), len(attempts)) == (1, 2)
 
 
 def test_threads_may_share_a_producer(producer: IncrementProducer, count: Reader) -> None:
@@ -387,3 +458,18 @@ def test_silent_stream_counts_as_broken(single_worker: RunningService, tenant: s
                 producer.flush(timeout=2.5)
         producer.flush()
     assert producer.streams_opened >= 2
+
+
+def test_silent_stream_is_broken_though_nobody_asks(
+    single_worker: RunningService, tenant: str
+) -> None:
+    with (
+        open_channel(single_worker.target) as channel,
+        IncrementProducer(channel, tenant, stall_timeout=0.3) as producer,
+    ):
+        producer.add("post:42")
+        producer.flush()
+        with single_worker.paused("worker-0"):
+            producer.add("post:42")
+            wait_for(lambda: producer.streams_opened >= 2, "another stream")
+        producer.flush()

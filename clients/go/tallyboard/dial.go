@@ -22,6 +22,9 @@ var serviceConfig string
 // that names what is wrong with each of 10,000 items comes close to it.
 const maxAnswer = 16 << 20
 
+// maxRepeated is the largest call that is repeated, in bytes. gRPC's own limit is 256 KiB.
+const maxRepeated = 8 << 20
+
 // Conn reaches a Tallyboard service over one or more connections. It is a
 // [grpc.ClientConnInterface], so the generated stubs and [NewProducer] take it. Any number of
 // goroutines may use it at the same time.
@@ -106,7 +109,10 @@ func dialOptions(chosen *settings) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(maxAnswer),
+			grpc.MaxRetryRPCBufferSize(maxRepeated),
+		),
 		grpc.WithChainUnaryInterceptor(withRequestID),
 	}
 	if chosen.tenant != "" {

@@ -29,6 +29,7 @@ from tallyboard._errors import (
     WindowFullError,
 )
 from tallyboard._failures import IncrementFailure
+from tallyboard._forks import refuse_after_fork
 from tallyboard._producer import IncrementProducer
 
 #: Seconds that a process which ends waits for what is pending.
@@ -48,7 +49,7 @@ class CounterBuffer:
     Any thread may use it. `add` blocks only while too many counters wait, and only if that was
     chosen. What it was given is pending until it is acknowledged, and is sent again until then; a
     process that ends takes it along, after `EXIT_TIMEOUT` seconds of trying. A process that forks
-    makes its buffers after that.
+    makes its buffers after that: a copy refuses everything.
 
     Args:
         channel: see `open_channel`; the buffer does not close it.
@@ -100,6 +101,7 @@ class CounterBuffer:
         self._takes = True  # until it is closed or has failed
         self._ending = False  # of the thread
         atexit.register(self._flush_at_exit)
+        refuse_after_fork(self)
         self._thread = threading.Thread(target=self._run, name="tallyboard-buffer", daemon=True)
         self._thread.start()
 
@@ -240,6 +242,10 @@ class CounterBuffer:
             raise self._error
         if not self._takes:
             raise FailedPreconditionError("the buffer is closed")
+
+    def _forked(self, error: FailedPreconditionError) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._error, self._takes, self._ending = error, False, True
 
     def _run(self) -> None:
         """The background thread: gives away what has merged, time and again."""

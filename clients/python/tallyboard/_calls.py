@@ -58,7 +58,10 @@ class Calls:
 
     def stream(self, method: Callable[..., Any], request: object) -> Iterator[Any]:
         """The answers of a server-streaming call, until it is closed; its errors as above."""
-        call = method(request, metadata=self._metadata)
+        try:
+            call = method(request, metadata=self._metadata)
+        except ValueError as error:
+            raise FailedPreconditionError(f"the client cannot be used: {error}") from error
         try:
             yield from call
         except grpc.RpcError as error:

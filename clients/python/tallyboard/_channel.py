@@ -15,6 +15,13 @@ _OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 3_000),
     # The failures of 10,000 items of a batch may take more than gRPC's 4 MiB.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    # A call that does not fit in here is not retried; by default that is one above 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", 8 * 1024 * 1024),
+    # Without it a connection that swallows everything is never given up, nor a watch on it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.service_config", SERVICE_CONFIG),
 )
 

@@ -104,7 +104,11 @@ class ResourceExhaustedError(TallyboardError):
 
 
 class UnavailableError(TallyboardError):
-    """The service, or a store of it, is away; nothing was applied, and trying again is safe."""
+    """The service, or a store of it, is away; trying again with the same request id is safe.
+
+    From the service it means that nothing was applied. A connection that broke is one, too, and
+    then nobody knows.
+    """
 
     default_code = grpc.StatusCode.UNAVAILABLE
 

@@ -34,6 +34,7 @@ from tallyboard._errors import (
     error_from_call,
 )
 from tallyboard._failures import IncrementFailure
+from tallyboard._forks import refuse_after_fork
 from tallyboard.v1 import counters_pb2, counters_pb2_grpc
 
 #: How many batches the service lets be unacknowledged.
@@ -72,6 +73,7 @@ class IncrementProducer:
     Updates are collected into batches, sent by a background thread, and kept in memory until they
     are acknowledged. A broken stream is replaced, and what was not acknowledged is sent again. A
     call blocks only while `window` batches are unacknowledged, and never longer than its timeout.
+    A process that forks makes its producers after that: a copy refuses everything.
 
     Args:
         channel: see `tallyboard.open_channel`. The producer does not close it.
@@ -134,8 +136,10 @@ class IncrementProducer:
         self._streams_opened = 0
         self._broken_by: TallyboardError | None = None
         self._fatal: TallyboardError | None = None
-        self._closing = False
+        self._takes = True  # until it is closed
+        self._closing = False  # of the thread
         self._thread: threading.Thread | None = None
+        refuse_after_fork(self)
 
     @property
     def acknowledged(self) -> int:
@@ -226,6 +230,7 @@ class IncrementProducer:
         message = message_of(counters, deltas)
         with self._changed:
             self._wait_for_room(self._deadline(timeout))
+            self._start()
             sequence = self._batches.append(message)
             self._wake()
             return sequence
@@ -250,7 +255,7 @@ class IncrementProducer:
             self._wait(lambda: batches.acknowledged_through >= last, deadline, self._unacknowledged)
 
     def close(self, timeout: float | None = None) -> None:
-        """Flush, then end the stream and the background thread; does nothing the second time.
+        """Take nothing more, flush, and end the stream; does nothing the second time.
 
         Raises:
             TallyboardError: as `flush`. The producer is closed all the same, and will not send
@@ -259,6 +264,8 @@ class IncrementProducer:
         with self._changed:
             if self._closing:
                 return
+            self._takes = False
+            self._changed.notify_all()
         try:
             self.flush(timeout)
         finally:
@@ -289,7 +296,8 @@ class IncrementProducer:
                 # Another thread may have sealed it meanwhile.
                 if batches.collected >= size:
                     self._seal()
-            self._check_usable()
+            self._check_taking()
+            self._start()
             first = not batches.collected
             upto = taken + size - batches.collected
             batches.collect(counters[taken:upto], deltas[taken:upto])
@@ -304,19 +312,29 @@ class IncrementProducer:
         self._batches.seal()
         self._wake()
 
-    def _wake(self) -> None:
-        """Something is to be sent."""
+    def _start(self) -> None:
+        """Start the background thread, before anything is taken that only it can send."""
         if self._thread is None:
             name = f"tallyboard-{self.producer_id[:8]}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _wake(self) -> None:
+        """Something is to be sent."""
         if self._batches.acknowledged_through == self._batches.sequence - 1:
             self._progress_at = time.monotonic()
         self._cut_stalled()
         self._changed.notify_all()
 
     def _wait_for_room(self, deadline: float, taken: int = 0) -> None:
-        self._wait(lambda: not self._batches.full, deadline, lambda: WindowFullError(taken))
+        self._check_taking()
+        self._wait(
+            lambda: not self._batches.full or not self._takes,
+            deadline,
+            lambda: WindowFullError(taken),
+        )
+        self._check_taking()
 
     def _wait(
         self,
@@ -342,6 +360,15 @@ class IncrementProducer:
             raise self._fatal
         if self._closing:
             raise FailedPreconditionError("the producer is closed")
+
+    def _check_taking(self) -> None:
+        self._check_usable()
+        if not self._takes:
+            raise FailedPreconditionError("the producer is closed")
+
+    def _forked(self, error: FailedPreconditionError) -> None:
+        self._changed = threading.Condition()
+        self._fatal, self._closing, self._thread = error, True, None
 
     def _unacknowledged(self) -> TallyboardError:
         return OutcomeUnknownError(
@@ -371,7 +398,18 @@ class IncrementProducer:
                 thread.join(_JOIN_TIMEOUT)
 
     def _run(self) -> None:
-        """The background thread: one stream after the other."""
+        """The background thread."""
+        try:
+            self._send_all()
+        except Exception as error:  # whoever adds or flushes must hear of it
+            _log.exception("a producer failed")
+            with self._changed:
+                self._fatal = InternalError(f"the producer ended with {type(error).__name__}")
+                self._fatal.__cause__ = error
+                self._changed.notify_all()
+
+    def _send_all(self) -> None:
+        """One stream after the other."""
         while self._wait_for_work():
             error = self._serve()
             with self._changed:
@@ -403,6 +441,8 @@ class IncrementProducer:
             call = self._open(self._requests(stream), metadata=self._metadata)
         except ValueError as error:
             return FailedPreconditionError(f"the channel cannot be used: {error}")
+        except Exception as error:  # such as too many threads: another attempt may work
+            return _internal(error)
         with self._changed:
             self._stream, stream.call = stream, call
             self._streams_opened += 1
@@ -414,9 +454,7 @@ class IncrementProducer:
             return error_from_call(error)
         except Exception as error:
             call.cancel()
-            fault = InternalError(f"the stream ended with {type(error).__name__}")
-            fault.__cause__ = error
-            return fault
+            return _internal(error)
         finally:
             with self._changed:
                 stream.over, stream.call = True, None
@@ -465,8 +503,17 @@ class IncrementProducer:
                     wait = idle_since + self._idle_timeout - time.monotonic()
                     if wait <= 0 or self._closing:
                         return None
+                if self._batches.after(0) is not None:
+                    wait = min(wait, _LOOK_INTERVAL)
+                    self._cut_stalled()
                 self._changed.wait(wait)
         return None
+
+
+def _internal(error: Exception) -> InternalError:
+    fault = InternalError(f"the stream ended with {type(error).__name__}")
+    fault.__cause__ = error
+    return fault
 
 
 def _is_final(error: TallyboardError) -> bool:

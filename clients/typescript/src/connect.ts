@@ -35,6 +35,12 @@ const CHANNEL_OPTIONS: ChannelOptions = {
   // A call that does not fit in here is not retried; by default that is one above 1 MiB.
   "grpc.per_rpc_retry_buffer_size": 8 << 20,
   "grpc.retry_buffer_size": 64 << 20,
+  // The failures of 10,000 items of a batch may take more than gRPC's 4 MiB.
+  "grpc.max_receive_message_length": 16 << 20,
+  // Without it a connection that swallows everything is never given up, nor a watch on it.
+  "grpc.keepalive_time_ms": 30_000,
+  "grpc.keepalive_timeout_ms": 10_000,
+  "grpc.keepalive_permit_without_calls": 1,
 };
 
 /** Who calls. */

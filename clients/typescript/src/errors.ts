@@ -36,7 +36,7 @@ export interface ErrorDetails {
  */
 export class TallyboardError extends Error {
   override readonly name = "TallyboardError";
-  /** The gRPC status code. `UNAVAILABLE` is always safe to retry. */
+  /** The gRPC status code. `UNAVAILABLE` is safe to retry with the same request id. */
   readonly code: Code;
   /**
    * The `tallyboard.v1.ErrorReason` without its prefix, `NAME_INVALID` for example; empty if the

@@ -272,7 +272,9 @@ export class Producer {
     }
     this.#progressAt = Date.now();
     this.#backoff.reset();
-    this.#failures.push(...failures);
+    for (const failure of failures) {
+      this.#failures.push(failure);
+    }
     this.#failures.splice(0, this.#failures.length - KEPT_FAILURES);
     failures.forEach((failure) => this.#report(failure));
     this.#room.settle();
