@@ -123,6 +123,13 @@ def test_verify_has_status_2_when_not_all_was_compared(call: Run, stand_in: Stan
     assert "of 2 partitions compared: 3 differences" in done.stdout
 
 
+@pytest.mark.parametrize("option", [("--ca", "/nowhere/ca.pem"), ("--tenant", "caf\u00e9")])
+def test_verify_has_status_2_when_it_can_not_even_ask(call: Run, option: tuple[str, str]) -> None:
+    done = call("verify", *option)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: The ")
+
+
 def test_verify_takes_partitions_and_a_limit(call: Run, stand_in: StandIn) -> None:
     call("verify", "--partition", "2", "--partition", "0", "--max-differences", "7")
     assert stand_in.asked == [pb.VerifyRequest(partitions=[2, 0], max_differences=7)]

@@ -249,3 +249,49 @@ def test_listen_address_has_no_brackets() -> None:
 
 def test_zero_workers_means_one_a_core() -> None:
     assert Settings().worker_count >= 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:99999",
+        "redis://:se/cret@127.0.0.1:6399",
+        "redis://:12/cret@127.0.0.1:6399",
+        "redis://:se#cret@127.0.0.1:6399",
+        "redis://127.0.0.1:6399/cret",
+        "redis://127.0.0.1:6399?foo=1",
+        "redis://127.0.0.1:6399?socket_timeout=abc",
+        "redis://127.0.0.1:6399?password=cret",
+        "rediss://127.0.0.1:6399?ssl_ca_certs=ca.pem",
+        "redis://127.0.0.1:6399?db=x",
+    ],
+)
+def test_a_redis_url_that_no_client_takes_is_refused(url: str) -> None:
+    said = refusal({"redis_url": url}, {})
+    assert said.startswith("The setting redis_url in the flag --redis-url can't be used")
+    assert "cret" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1",
+        "redis://ann:pass%2Fword@[::1]:6379/3",
+        "rediss://:pw@redis.example:6379/?db=2",
+        "unix:///run/redis.sock",
+        "unix://ann:pw@/run/redis.sock?db=1",
+    ],
+)
+def test_a_redis_url_that_both_clients_take_is_taken(url: str) -> None:
+    assert load_settings({"redis_url": url}, {}).settings.redis_url == url
+
+
+@pytest.mark.parametrize("query", ["foo=se", "sslmode"])
+def test_a_postgres_url_that_libpq_does_not_take_is_refused(query: str) -> None:
+    said = refusal({"postgres_url": f"postgresql://ann:cret@127.0.0.1/x?{query}"}, {})
+    assert said.startswith("The setting postgres_url in the flag --postgres-url can't be used")
+    assert "cret" not in said
+
+
+def test_a_folder_is_no_certificate(tmp_path: Path) -> None:
+    assert "tls_key" in refusal({"tls_key": str(tmp_path)}, {})

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tallyboard_server.settings import Settings
 
@@ -19,7 +20,7 @@ def print_banner(settings: Settings, *, data: str, console: Console | None = Non
     metrics = f"http://{settings.metrics_listen}/metrics" if settings.metrics_listen else "off"
     # In one piece: who reads where it listens finds the rest there, too.
     with console:
-        console.print(f"\n[bold green]Tallyboard listens on {target}[/]")
+        console.print(f"\n[bold green]Tallyboard listens on {escape(target)}[/]")
         console.print(f"data: {data}   metrics: {metrics}   stop: Ctrl-C\n", markup=False)
         for title, call in _calls(settings, target):
             console.print(f"[bold]{title}[/]")

@@ -184,6 +184,14 @@ class Operations:
         with _stores_unavailable():
             if not partitions:
                 result = checkpointer.checkpoint_all(deadline)
+                left_out = sorted({*result.fenced, *result.older})
+                if left_out:
+                    named = ", ".join(map(str, left_out))
+                    raise Unavailable(
+                        "Redis or Postgres doesn't have this life of partitions that were not"
+                        f" copied: {named}",
+                        reason="PARTITION_UNAVAILABLE",
+                    )
                 if result.unfinished:
                     raise DeadlineExceeded("not all partitions were copied in time; try again")
                 return result

@@ -80,16 +80,16 @@ def verify(partitions: tuple[int, ...], max_differences: int, **target: Any) -> 
     """
     found: list[pb.VerifyResponse] = []
     problem = ""
-    with calls.connect(**target) as service:
-        try:
+    try:
+        with calls.connect(**target) as service:
             wanted = partitions or range(len(service.status().partitions))
             with _bar("looking for strays", len(wanted)) as bar:
                 for answer in service.verify(partitions, max_differences):
                     found.append(answer)
                     bar.doing("comparing")
                     bar.advance()
-        except calls.CallError as error:
-            problem = str(error)
+    except calls.CallError as error:
+        problem = str(error)
     print_differences(found)
     print_verified(found)
     if problem:

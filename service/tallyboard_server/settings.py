@@ -14,6 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 ENVIRONMENT_PREFIX: Final = "TALLYBOARD_"
 CONFIG_VARIABLE: Final = "TALLYBOARD_CONFIG"
@@ -78,6 +82,10 @@ def _is_shard_map(value: Mapping[str, int]) -> bool:
     )
 
 
+def _is_no_file_or_readable(path: str) -> bool:
+    return path == "" or (os.path.isfile(path) and os.access(path, os.R_OK))
+
+
 _ADDRESS = Rule("host:port with a port from 0 to 65535 (0 = any free one)", _is_address)
 _OPTIONAL_ADDRESS = Rule("host:port, or empty for none", lambda v: v == "" or _is_address(v))
 _REDIS_URL = Rule(
@@ -94,7 +102,7 @@ _DURABILITY = Rule(
         re.fullmatch(r"applied|fsynced|journaled|replicated:([1-9]|1[0-6])", value) is not None
     ),
 )
-_FILE = Rule("a file that can be read, or empty", lambda v: v == "" or os.access(v, os.R_OK))
+_FILE = Rule("a file that can be read, or empty", _is_no_file_or_readable)
 _FOLDER = Rule("the path of a folder", lambda value: value != "" and not Path(value).is_file())
 _SHARD_MAP = Rule(
     f"name prefixes of 1 to {MAX_NAME_BYTES} bytes, each with 1 to {MAX_SHARDS} shards, "
@@ -387,6 +395,7 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Lo
     for name in _FIELDS:
         sources.setdefault(name, "default")
     settings = Settings(**cast(dict[str, Any], values))
+    _check_urls(settings, sources)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         present, absent = ("tls_certificate", "tls_key")
         if settings.tls_key:
@@ -396,6 +405,47 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Lo
             "TLS needs both."
         )
     return LoadedSettings(settings, {name: sources[name] for name in _FIELDS})
+
+
+def _check_urls(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Raises SettingsError for what would fail only when a store is connected to.
+
+    The sentences leave out the value and the parser's own words, which may hold a password.
+    """
+    if settings.redis_url and not _is_redis_url(settings.redis_url):
+        raise SettingsError(
+            f"The setting redis_url in {sources['redis_url']} can't be used; allowed is "
+            "redis://user:password@host:port/database (or rediss://, or unix://path?db=database), "
+            "with %2F for / and the like in a password, and with no query but db."
+        )
+    if settings.postgres_url and not _is_postgres_url(settings.postgres_url):
+        raise SettingsError(
+            f"The setting postgres_url in {sources['postgres_url']} can't be used; allowed is "
+            "postgresql://user:password@host:port/database, with %2F for / and the like in a "
+            "password, and with a query of options that libpq knows."
+        )
+
+
+def _is_redis_url(url: str) -> bool:
+    """Whether both clients of Redis take it, and alike: one of them knows no query but db."""
+    try:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        parts.port  # noqa: B018 - it raises
+    except ValueError:
+        return False
+    databases = query.pop("db", [])
+    if parts.scheme != "unix":
+        databases = [*databases, parts.path.removeprefix("/") or "0"]
+    return not query and not parts.fragment and all(re.fullmatch("[0-9]+", n) for n in databases)
+
+
+def _is_postgres_url(url: str) -> bool:
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error:
+        return False
+    return True
 
 
 def _given_values(

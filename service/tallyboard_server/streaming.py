@@ -23,6 +23,9 @@ from tallyboard_server.names import name_problem
 WINDOW = 256
 _MAX_AHEAD = 64
 _MAX_AHEAD_ITEMS = 400_000
+# An acknowledgement with so many failures takes in no further batch: one batch has at most as many,
+# and clients accept messages of up to 16 MiB.
+_MANY_FAILURES = 10_000
 _TICK = 0.25
 _FULL = 0.01
 
@@ -141,10 +144,10 @@ class BatchStream(Generic[Failure]):
             self._sleep()
 
     def _collect(self) -> Acknowledgement[Failure] | None:
-        """Takes the batches at the head that are over."""
+        """Takes the batches at the head that are over, until they have many failures."""
         sequence = 0
         failures: list[tuple[int, Failure]] = []
-        while True:
+        while len(failures) < _MANY_FAILURES:
             with self._lock:
                 if not self._batches or not self._batches[0].pending.over:
                     break

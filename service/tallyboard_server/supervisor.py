@@ -28,7 +28,7 @@ from tallyboard_server.embedded import DataFolderLock, EmbeddedPostgres, Embedde
 from tallyboard_server.listening import reserve_port
 from tallyboard_server.metrics_endpoint import METRICS_VARIABLE, MetricsEndpoint
 from tallyboard_server.settings import INHERITED_VARIABLE, Settings
-from tallyboard_server.startup import StartupError
+from tallyboard_server.startup import StartupError, check_tls
 
 READY_TIMEOUT: Final = 60.0
 #: What a worker gets beyond `drain_timeout` to close its connections.
@@ -151,6 +151,7 @@ class Supervisor:
 
     def _start(self, cleanup: contextlib.ExitStack) -> None:
         settings = self._settings
+        check_tls(settings)
         if not (settings.redis_url and settings.postgres_url):
             cleanup.enter_context(DataFolderLock(settings.data_dir))
         holder, listen = reserve_port(settings.listen)

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -320,6 +321,26 @@ def test_between_seasons_there_is_no_window(house: House) -> None:
     house.clock.now = second[0]
     assert board.submit("bob", 2) == ["s2"]
     assert board.scores("current:season") == {"bob": 2}
+
+
+@pytest.mark.parametrize("window", ["current:season", ""])
+@pytest.mark.parametrize("kind", [pb.ListEntriesRequest, pb.ListEntriesByScoreRequest])
+def test_a_list_goes_on_when_its_season_has_ended(house: House, kind: Any, window: str) -> None:
+    season = (at("2026-03-01T00:00"), at("2026-03-08T00:00"))
+    house.clock.now = at("2026-03-05T00:00")
+    board = house.new_board(seasons={"s1": season}, grace=0)
+    for score, member in enumerate(("ann", "bob", "cleo")):
+        board.submit(member, score)
+    name = kind.DESCRIPTOR.name.removesuffix("Request")
+    request = kind(leaderboard_id=board.leaderboard_id, window=window, page_size=2)
+    request.page_token = board.call(name, request).next_page_token
+    house.clock.now = season[1]
+    last = board.call(name, request)
+    assert (last.window, [entry.member for entry in last.entries]) == ("s1", ["ann"])
+    assert not last.next_page_token
+    request.page_token = ""
+    with refusal("WINDOW_NOT_FOUND"):
+        board.call(name, request)
 
 
 def test_a_season_that_is_removed_keeps_its_standing(house: House) -> None:

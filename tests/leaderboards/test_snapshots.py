@@ -5,6 +5,8 @@ from click.testing import CliRunner
 
 from tallyboard.v1 import operations_pb2 as ops
 from tallyboard_server.cli import main
+from tallyboard_server.errors import InvalidArgument
+from tallyboard_server.leaderboards.cursors import Cursor, decode_cursor, encode_cursor
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, HOUR, MICROS, House, LiveBoard, at, refusal
 
@@ -237,6 +239,24 @@ def test_pages_of_a_snapshot(house: House) -> None:
     ):
         with refusal(reason):
             board.call("GetSnapshot", ops.GetSnapshotRequest(leaderboard_id="lives", **fields))
+
+
+def test_a_window_of_snapshots_is_an_id(house: House) -> None:
+    house.clock.now = NOON
+    board = house.new_board()
+    for window in ("current:daily", "a\0b", "a\nb", "a" * 257):
+        fields = {"leaderboard_id": board.leaderboard_id, "window": window}
+        with refusal("WINDOW_INVALID"):
+            board.call("GetSnapshot", ops.GetSnapshotRequest(day="2026-03-10", **fields))
+        with refusal("WINDOW_INVALID"):
+            board.call("ListSnapshots", ops.ListSnapshotsRequest(**fields))
+
+
+def test_a_page_token_with_a_nul_is_none() -> None:
+    token = encode_cursor(Cursor("a\0b", 0.0, 0, "2026-03-10"))
+    with pytest.raises(InvalidArgument) as caught:
+        decode_cursor(token)
+    assert caught.value.reason == "PAGE_INVALID"
 
 
 def test_snapshots_are_kept_for_their_time(house: House) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
+from structlog.testing import capture_logs
 
 from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.errors import Unavailable
@@ -81,3 +82,31 @@ def test_callers_are_told_that_postgres_is_away() -> None:
     with pytest.raises(Unavailable) as raised, postgres_unavailable():
         raise PoolTimeout("no connection")
     assert raised.value.reason == "POSTGRES_UNAVAILABLE"
+
+
+def test_why_postgres_is_away_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tallyboard_server.postgres.pool._quiet_until", 0.0)
+    with capture_logs() as lines:
+        for _ in range(3):
+            with pytest.raises(Unavailable), postgres_unavailable():
+                connect("postgresql://ann:secret@127.0.0.1:1/x")
+    (line,) = lines
+    assert "refused" in line["why"]
+    assert "secret" not in str(line)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1/0", "SELECT nothing", "SELECT 'x'::int"])
+def test_a_wrong_statement_does_not_mean_that_postgres_is_away(
+    database: str, statement: str
+) -> None:
+    with connect(database) as conn, pytest.raises(psycopg.Error), postgres_unavailable():
+        conn.execute(statement)
+
+
+def test_a_lock_that_somebody_holds_is_told(database: str) -> None:
+    with connect(database) as holder, connect(database) as conn:
+        holder.execute("SELECT pg_advisory_xact_lock(1)")
+        conn.execute("SET lock_timeout = 100")
+        with pytest.raises(Unavailable) as raised, postgres_unavailable():
+            conn.execute("SELECT pg_advisory_xact_lock(1)")
+    assert raised.value.reason == "PARTITION_UNAVAILABLE"

@@ -107,6 +107,17 @@ def test_a_crowd_asks_postgres_once(pool: Pool) -> None:
     assert reads.asked == 1
 
 
+def test_behind_a_journaled_write_nothing_kept_will_do(pool: Pool) -> None:
+    reads = Counted(pool)
+    shared = reader(reads)
+    shared.get("acme", ("post:44",), 2.0, soon(), Fallback.ANY_AGE)
+    with pool.connection() as conn:
+        conn.execute("INSERT INTO tallyboard.journal_increments VALUES (1, 'acme', 'post:44', 7)")
+    (kept,) = shared.get("acme", ("post:44",), None, soon(), Fallback.ANY_AGE)
+    (count,) = shared.get("acme", ("post:44",), None, soon(), Fallback.ANY_AGE, anew=True)
+    assert (kept.value, count.value, reads.asked) == (0, 7, 2)
+
+
 def test_an_answer_is_kept_for_its_time_only(pool: Pool) -> None:
     reads = Counted(pool)
     shared = reader(reads, ttl=0.2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -187,6 +188,27 @@ def test_a_store_that_is_away_is_unavailable(desk: Desk) -> None:
         with pytest.raises(Unavailable) as caught:
             list(operations.verify([], 10, lambda: None))
     assert caught.value.reason == "REDIS_UNAVAILABLE"
+
+
+def test_a_checkpoint_names_the_partitions_it_left_out(desk: Desk) -> None:
+    with (
+        closing(control_client(desk.settings.redis_url)) as redis,
+        open_pool(desk.settings.postgres_url) as pool,
+    ):
+        verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
+        operations = Operations(redis, pool, desk.fences, desk.settings, verifier)
+        for number in range(PARTITIONS):
+            put(redis, number, {"post:42": 41})
+        for number in (1, 3):
+            redis.set(incarnation_key(number), "another life")
+        with pytest.raises(Unavailable, match=r": 1, 3$") as caught:
+            operations.checkpoint(soon(), [])
+    assert caught.value.reason == "PARTITION_UNAVAILABLE"
+
+
+def soon() -> float:
+    """A deadline for what takes no time."""
+    return time.monotonic() + 10
 
 
 # The keeper's own comparison

@@ -102,7 +102,19 @@ def test_10_000_deltas_are_taken(counters: CounterServiceStub, name: str) -> Non
     assert value(counters, name) == 10_000
 
 
-@pytest.mark.parametrize("request_id", ["post:42", "0" * 31, "{}", "\x00"])
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        "post:42",
+        "0" * 31,
+        "0" * 32,
+        "{}",
+        "\x00",
+        "{7f1c3a52-0d3e-4a41-9c55-0b6f1f2a9d10}",
+        "urn:uuid:7f1c3a52-0d3e-4a41-9c55-0b6f1f2a9d10",
+        "7f1c3a520d3e-4a41-9c55-0b6f1f2a9d10-",
+    ],
+)
 def test_a_request_id_that_is_no_uuid_is_refused(
     counters: CounterServiceStub, request_id: str
 ) -> None:

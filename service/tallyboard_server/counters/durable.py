@@ -43,8 +43,14 @@ class DurableCounts:
         max_staleness: float | None,
         fallback: Fallback,
         deadline: float,
+        *,
+        anew: bool = False,
     ) -> dict[str, Count]:
         """Counts of different counters, where Redis gave an error.
+
+        Args:
+            anew: reads them now, so that what was committed before the call is in them. What is
+                kept, or what others are loading, may have been read before that.
 
         Raises:
             TallyboardError: the error, if Postgres may not answer, or has nothing fresh enough; or
@@ -61,7 +67,9 @@ class DurableCounts:
             return is_good or not reads.complete
 
         found: dict[str, Count] = {}
-        for counter in counters:
+        if anew:
+            found = self._read(tenant, list(counters), deadline)
+        for counter in () if anew else counters:
             kept = self._cache.get((tenant, counter))
             if kept is not None and kept[0] >= begun - self._ttl and will_do(kept[1]):
                 found[counter] = kept[1]

@@ -59,12 +59,15 @@ class CountReader:
         max_staleness: float | None,
         deadline: float,
         fallback: Fallback = Fallback.NEVER,
+        *,
+        anew: bool = False,
     ) -> list[Count]:
         """Counts that are fresh enough, in the order of the names.
 
         Args:
             max_staleness: seconds that they may be old; None asks Redis now.
             fallback: whether Postgres may answer where Redis can't.
+            anew: whether Postgres is to be asked now, as behind a write that went there.
 
         Raises:
             TallyboardError: Redis is away, or the deadline passed.
@@ -78,7 +81,7 @@ class CountReader:
                     found[counter] = count
             missing = [counter for counter in missing if counter not in found]
         if missing:
-            found |= self._get(tenant, missing, max_staleness, deadline, fallback)
+            found |= self._get(tenant, missing, max_staleness, deadline, fallback, anew)
         return [found[counter] for counter in counters]
 
     def _get(
@@ -88,6 +91,7 @@ class CountReader:
         max_staleness: float | None,
         deadline: float,
         fallback: Fallback,
+        anew: bool,
     ) -> dict[str, Count]:
         durable, until = self._durable, deadline
         if durable is not None:
@@ -99,7 +103,9 @@ class CountReader:
         except (Unavailable, DeadlineExceeded) as error:
             if durable is None:
                 raise
-            return durable.instead(error, tenant, missing, max_staleness, fallback, deadline)
+            return durable.instead(
+                error, tenant, missing, max_staleness, fallback, deadline, anew=anew
+            )
 
     def exact(self, tenant: str, counters: Sequence[str], deadline: float) -> list[Count]:
         """Counts as Redis has them now, in the order of the names."""

@@ -37,6 +37,7 @@ def decode_cursor(token: str, *arguments: object) -> Cursor:
         if (
             of == list(map(str, arguments))
             and isinstance(window, str)
+            and "\0" not in window
             and type(score) is float
             and type(updated_at) is int
             and abs(updated_at) < 1 << 52

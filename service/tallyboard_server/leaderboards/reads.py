@@ -153,7 +153,7 @@ class EntryReader:
     def page(
         self,
         board: Leaderboard,
-        window: Window,
+        window: Window | None,
         page_size: int,
         page_token: str,
         skip: int,
@@ -167,16 +167,19 @@ class EntryReader:
         """A page of the whole ranking; from memory where it is fresh enough.
 
         Args:
+            window: None with a page token, for it is that of the first page.
             text: how the request named the window; its later pages have to name it so too.
 
         Raises:
             InvalidArgument: PAGE_INVALID.
             NotFound: WINDOW_NOT_FOUND.
         """
+        arguments = ("list", board.board_key, text, skip, reverse, method.value)
+        window, cursor = _start(board, window, page_token, arguments)
 
         def look(view: View, source: Source = Source.LIVE) -> Page:
             return self._page(
-                view, board, window, page_size, page_token, skip, reverse, method, source, text
+                view, board, window, page_size, cursor, skip, reverse, method, source, arguments
             )
 
         name = ("page", window.window, text, page_size, page_token, skip, reverse, method)
@@ -235,7 +238,7 @@ class EntryReader:
     def by_score(
         self,
         board: Leaderboard,
-        window: Window,
+        window: Window | None,
         from_score: float | None,
         to_score: float | None,
         page_size: int,
@@ -249,6 +252,9 @@ class EntryReader:
     ) -> Page:
         """A page of the entries with scores within bounds, both included.
 
+        Args:
+            window, text: as for `page`.
+
         Raises:
             InvalidArgument: PAGE_INVALID.
             NotFound: WINDOW_NOT_FOUND.
@@ -259,14 +265,15 @@ class EntryReader:
         anchor = Anchor("i", 0) if best is None else Anchor("u", best + 0.0)
         if reverse:
             anchor = Anchor("e") if worst is None else Anchor("s", worst + 0.0)
-        cursor = decode_cursor(page_token, *arguments) if page_token else None
-        window_id = cursor.window if cursor else window.window
+        window, cursor = _start(board, window, page_token, arguments)
 
         def look(view: View) -> Page:
             found, stamp = self._list(
                 view, board, window, method, anchor, cursor, page_size, reverse, bounds
             )
-            return _page_of(found, found.within, window_id, page_size, reverse, stamp, arguments)
+            return _page_of(
+                found, found.within, window.window, page_size, reverse, stamp, arguments
+            )
 
         return self._answer(
             board,
@@ -383,7 +390,6 @@ class EntryReader:
     ) -> tuple[Slice, Stamp]:
         """One entry more than a page, from its start or behind the last one of the page before."""
         if cursor is not None:
-            window = calendar.parse(board, cursor.window)
             element = element_of(
                 cursor.member,
                 cursor.updated_at,
@@ -402,25 +408,22 @@ class EntryReader:
         board: Leaderboard,
         window: Window,
         page_size: int,
-        page_token: str,
+        cursor: Cursor | None,
         skip: int,
         reverse: bool,
         method: RankMethod,
         source: Source,
-        text: str,
+        arguments: tuple[object, ...],
     ) -> Page:
-        arguments = ("list", board.board_key, text, skip, reverse, method.value)
-        cursor = decode_cursor(page_token, *arguments) if page_token else None
         anchor = Anchor("i", skip)
         if reverse:
             anchor = Anchor("e")
             if skip and cursor is None:
                 anchor = self._from_end(view, window, skip)
         found, stamp = self._list(view, board, window, method, anchor, cursor, page_size, reverse)
-        window_id = cursor.window if cursor else window.window
         if stamp.source is not Source.DURABLE:
             stamp = Stamp(stamp.as_of, source)
-        return _page_of(found, found.size, window_id, page_size, reverse, stamp, arguments)
+        return _page_of(found, found.size, window.window, page_size, reverse, stamp, arguments)
 
     @staticmethod
     def _from_end(view: View, window: Window, skip: int) -> Anchor:
@@ -459,6 +462,17 @@ def _is_small(answer: Page | FoundEntries | Stats) -> bool:
         len(entries) <= _MOST_CACHED_ENTRIES + 1
         and sum(len(entry.metadata) for entry in entries) <= _MOST_CACHED_METADATA
     )
+
+
+def _start(
+    board: Leaderboard, window: Window | None, page_token: str, arguments: tuple[object, ...]
+) -> tuple[Window, Cursor | None]:
+    """The window that a page is of, and the place behind which it begins."""
+    if page_token:
+        cursor = decode_cursor(page_token, *arguments)
+        return calendar.parse(board, cursor.window), cursor
+    assert window is not None
+    return window, None
 
 
 def _page_of(

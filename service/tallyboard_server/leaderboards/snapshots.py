@@ -20,6 +20,7 @@ from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Boards
 from tallyboard_server.leaderboards.cursors import Cursor, decode_cursor, encode_cursor
 from tallyboard_server.leaderboards.model import Entry, Leaderboard
+from tallyboard_server.names import name_problem
 from tallyboard_server.postgres import snapshots as rows
 from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
 from tallyboard_server.postgres.snapshots import SnapshotRow
@@ -64,8 +65,9 @@ class Snapshots:
 
         Raises:
             NotFound: no such leaderboard.
-            InvalidArgument: PAGE_INVALID.
+            InvalidArgument: WINDOW_INVALID, PAGE_INVALID.
         """
+        _check_window(window)
         board = self._boards.get(tenant, leaderboard_id, deadline)
         arguments = ("snapshots", board.board_key, window, member)
         after = None
@@ -108,6 +110,7 @@ class Snapshots:
             NotFound: no such leaderboard, or SNAPSHOT_NOT_FOUND.
             InvalidArgument: FIELD_INVALID (the day), WINDOW_INVALID, PAGE_INVALID.
         """
+        _check_window(window)
         board = self._boards.get(tenant, leaderboard_id, deadline)
         of_day = _parse_day(day)
         window = window or _window_of(board, of_day)
@@ -174,6 +177,15 @@ def _parse_day(text: str) -> date:
     except ValueError:
         pass
     raise InvalidArgument("FIELD_INVALID", [FieldViolation("day", "must be a day as 2026-11-23")])
+
+
+def _check_window(window: str) -> None:
+    """The id of a window, or nothing; the window may be one that the board has no more."""
+    problem = name_problem(window) if window else None
+    if ":" in window:
+        problem = "must be the id of a window, which holds no colon"
+    if problem:
+        raise InvalidArgument("WINDOW_INVALID", [FieldViolation("window", problem)])
 
 
 def _window_of(board: Leaderboard, day: date) -> str:

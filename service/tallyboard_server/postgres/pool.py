@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
+import structlog
 from psycopg.abc import PQGen
 from psycopg_pool import ConnectionPool
 
@@ -18,6 +19,19 @@ LOCK_TIMEOUT: Final = 5.0
 # More than the server's own limit, so that it is the server that ends a slow statement.
 ANSWER_TIMEOUT: Final = STATEMENT_TIMEOUT + 2.0
 _POLL: Final = 0.1
+
+# Those of the pool are OperationalErrors. A server that turns read-only is being replaced, and one
+# that ends an idle transaction has ended the connection.
+_AWAY: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+# Seconds from one line about an outage to the next.
+_LOG_INTERVAL: Final = 30.0
+_quiet_until = 0.0
+_log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -136,12 +150,31 @@ def _set_limits(conn: psycopg.Connection[Any]) -> None:
     conn.commit()
 
 
+def _log_away(error: psycopg.Error) -> None:
+    """Says why, but not for every call of an outage."""
+    global _quiet_until
+    now = time.monotonic()
+    if now >= _quiet_until:
+        _quiet_until = now + _LOG_INTERVAL
+        _log.warning("postgres does not answer", kind=type(error).__name__, why=str(error)[:200])
+
+
 @contextmanager
 def postgres_unavailable() -> Iterator[None]:
-    """Turns what psycopg raises into `Unavailable` with the reason POSTGRES_UNAVAILABLE."""
+    """Turns what psycopg raises while Postgres is away into `Unavailable`.
+
+    The reason is POSTGRES_UNAVAILABLE, or PARTITION_UNAVAILABLE where somebody else held a lock for
+    too long. Other errors of psycopg are faults of the statement and pass.
+    """
     try:
         yield
-    except psycopg.Error as error:
+    except psycopg.errors.LockNotAvailable as error:
+        raise Unavailable(
+            "somebody else holds a lock in Postgres that this needs; try again later",
+            reason="PARTITION_UNAVAILABLE",
+        ) from error
+    except _AWAY as error:
+        _log_away(error)
         raise Unavailable(
             "Postgres does not answer; try again later", reason="POSTGRES_UNAVAILABLE"
         ) from error

@@ -45,8 +45,8 @@ class CounterServicer:
         )
         response = pb.IncrementResponse(duplicate=result.duplicate, journaled=result.journaled)
         if request.return_count:
-            fallback = Fallback.ANY_AGE if result.journaled else Fallback.NEVER
-            response.count.CopyFrom(self._exact_after_write(caller, counter, request_id, fallback))
+            count = self._exact_after_write(caller, counter, request_id, result.journaled)
+            response.count.CopyFrom(count)
         return response
 
     def batch_increment(
@@ -201,9 +201,13 @@ class CounterServicer:
             caller.tenant, request.counter, verb, request_id, caller.deadline
         )
 
-    def _exact(self, caller: Caller, counter: str, fallback: Fallback = Fallback.NEVER) -> pb.Count:
+    def _exact(self, caller: Caller, counter: str, journaled: bool = False) -> pb.Count:
+        """The count as of now; where a write to it was journaled, Postgres may answer."""
+        fallback = Fallback.ANY_AGE if journaled else Fallback.NEVER
         reader = self._counters.reader
-        counts = reader.get(caller.tenant, (counter,), None, caller.deadline, fallback)
+        counts = reader.get(
+            caller.tenant, (counter,), None, caller.deadline, fallback, anew=journaled
+        )
         return to_proto(counts[0])
 
     def _exact_after_write(
@@ -211,11 +215,11 @@ class CounterServicer:
         caller: Caller,
         counter: str,
         request_id: str,
-        fallback: Fallback = Fallback.NEVER,
+        journaled: bool = False,
     ) -> pb.Count:
         """The count behind a write. Its failure must not invite a caller to write again."""
         try:
-            return self._exact(caller, counter, fallback)
+            return self._exact(caller, counter, journaled)
         except TallyboardError as error:
             if request_id:
                 raise

@@ -212,7 +212,7 @@ class LeaderboardServicer:
         skip = validation.count("skip", request.skip, 0, 2**31, "PAGE_INVALID")
         method = rank_method(request.rank_method)
         staleness = validation.staleness(request.consistency, self._default_staleness)
-        board, window = self._window(request.leaderboard_id, request.window, caller)
+        board, window = self._first_window(request, caller)
         page = self._reader.page(
             board,
             window,
@@ -254,7 +254,7 @@ class LeaderboardServicer:
         size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
         method = rank_method(request.rank_method)
         freshness = self._freshness(request.consistency)
-        board, window = self._window(request.leaderboard_id, request.window, caller)
+        board, window = self._first_window(request, caller)
         page = self._reader.by_score(
             board,
             window,
@@ -351,6 +351,16 @@ class LeaderboardServicer:
         validation.check_name("leaderboard_id", leaderboard_id)
         board = self._boards.held(caller.tenant, leaderboard_id, caller.deadline)
         return board.definition, board.resolve(text, self._leaderboards.clock())
+
+    def _first_window(
+        self, request: pb.ListEntriesRequest | pb.ListEntriesByScoreRequest, caller: Caller
+    ) -> tuple[Leaderboard, Window | None]:
+        """None with a page token: what the text means now may not be what it did then."""
+        if request.page_token:
+            validation.check_name("leaderboard_id", request.leaderboard_id)
+            board = self._boards.held(caller.tenant, request.leaderboard_id, caller.deadline)
+            return board.definition, None
+        return self._window(request.leaderboard_id, request.window, caller)
 
     def _found(
         self,
