@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 
 # Stores and services are started while gRPC's threads run. Its handlers for forks can't cope with
 # that and may end the child before it is a server.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# How long an example takes says more about the machine than about what it shows.
+settings.register_profile("tallyboard", deadline=None)
+settings.load_profile("tallyboard")
 
 
 def make_short_folder() -> Path:
