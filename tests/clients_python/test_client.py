@@ -1,5 +1,6 @@
 """The client against a real service."""
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 from tallyboard import (
     AlreadyExistsError,
     Client,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     Leaderboard,
@@ -251,6 +253,14 @@ def test_a_service_that_is_not_there_is_waited_for(tenant: str) -> None:
     client = Client("127.0.0.1:1", tenant=tenant, channels=1)
     with client, pytest.raises(UnavailableError, match="did not answer"):
         client.wait_ready(0.2)
+
+
+def test_a_deadline_beyond_that_of_the_service_config_is_kept(tenant: str) -> None:
+    with Client("127.0.0.1:1", tenant=tenant, channels=1) as client:
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            client.counter("post:42").get(timeout=12)
+    assert time.monotonic() - began > 11
 
 
 def test_a_service_that_starts_is_waited_for(tenant: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from tallyboard._channel import open_channel
+from tallyboard._channel import open_channel_without_deadlines
 from tallyboard._errors import FailedPreconditionError, TallyboardError, error_from_call
 
 _TENANT_KEY: Final = "x-tallyboard-tenant"
@@ -39,7 +39,8 @@ class Calls:
         self._timeout = timeout
         self._stack = ExitStack()
         self.channels = [
-            self._stack.enter_context(open_channel(target, credentials)) for _ in range(channels)
+            self._stack.enter_context(open_channel_without_deadlines(target, credentials))
+            for _ in range(channels)
         ]
 
     def stubs(self, kind: Callable[[grpc.Channel], Stub]) -> "Turns[Stub]":
