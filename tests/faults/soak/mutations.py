@@ -71,12 +71,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "one row in seven is left out of the journal",
-        "recovery/journal.py",
-        "        for entry in new:\n            call, token = entry.call, entry.call.token\n",
-        "        for entry in new:\n"
-        "            if entry.row is not None and entry.row % 7 == 0:\n"
-        "                continue\n"
-        "            call, token = entry.call, entry.call.token\n",
+        "recovery/journal_flush.py",
+        "        parts = [(part, entry.number) for entry in new for part in entry.call.parts]\n",
+        "        new = [entry for entry in new if entry.number % 7]\n"
+        "        parts = [(part, entry.number) for entry in new for part in entry.call.parts]\n",
         "fsynced",
         ("redis killed", "redis stopped", "redis stopped and killed"),
     ),
