@@ -105,7 +105,8 @@ def _in_postgres(query: str, undo: str) -> Plant:
 _WHERE: Final = f"WHERE counter = '{_COUNTER}' RETURNING 1"
 _ENTRY: Final = (
     "WHERE (window_id, member) = (SELECT window_id, member FROM tallyboard.leaderboard_entries"
-    " JOIN tallyboard.leaderboard_windows USING (window_id) WHERE kind <> 'season'"
+    " JOIN tallyboard.leaderboard_windows USING (window_id) WHERE board_key NOT IN"
+    " (SELECT board_key FROM tallyboard.leaderboard_windows WHERE kind = 'season')"
     " ORDER BY 1, 2 LIMIT 1) RETURNING 1"
 )
 
