@@ -5,7 +5,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from tallyboard import (
     WindowFullError,
     open_channel,
 )
+from tests.clients_python.closing import close_while_others_add
 from tests.clients_python.conftest import Reader
 from tests.clients_python.proxy import CutProxy
 from tests.service import RunningService
@@ -178,21 +178,8 @@ def test_a_closed_buffer_takes_nothing_of_a_counter_that_waits_still() -> None:
 
 def test_what_was_taken_while_it_closed_counts(client: Client, count: Reader) -> None:
     buffer = client.buffered(linger=0.001)
-    taken = [0, 0]
-
-    def add(index: int) -> None:
-        with suppress(FailedPreconditionError):
-            while buffer.add("post:42"):
-                taken[index] += 1
-
-    threads = [threading.Thread(target=add, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: min(taken) > 1000, "both to add")
-    buffer.close()
-    for thread in threads:
-        thread.join(10)
-    assert (count("post:42"), buffer.pending) == (sum(taken), 0)
+    taken = close_while_others_add(lambda: buffer.add("post:42"), buffer.close)
+    assert (count("post:42"), buffer.pending) == (taken, 0)
 
 
 def test_what_is_pending_when_the_process_ends_counts(

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -20,6 +19,7 @@ from tallyboard import (
     WindowFullError,
     open_channel,
 )
+from tests.clients_python.closing import close_while_others_add
 from tests.clients_python.conftest import Reader
 from tests.clients_python.proxy import CutProxy
 from tests.service import RunningService
@@ -116,22 +116,8 @@ def test_what_was_taken_while_it_closed_counts(
     channel: grpc.Channel, tenant: str, count: Reader
 ) -> None:
     producer = IncrementProducer(channel, tenant, linger=0.001)
-    taken = [0, 0]
-
-    def add(index: int) -> None:
-        with suppress(FailedPreconditionError):
-            while True:
-                producer.add("post:42")
-                taken[index] += 1
-
-    threads = [threading.Thread(target=add, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: min(taken) > 1000, "both to add")
-    producer.close()
-    for thread in threads:
-        thread.join(10)
-    assert (count("post:42"), producer.pending) == (sum(taken), 0)
+    taken = close_while_others_add(lambda: producer.add("post:42"), producer.close)
+    assert (count("post:42"), producer.pending) == (taken, 0)
 
 
 @pytest.mark.parametrize("kind", ["IncrementProducer", "CounterBuffer"])
