@@ -59,6 +59,11 @@ export interface ProducerOptions {
    * counts as broken; 30,000 if left out.
    */
   stallTimeout?: number | undefined;
+  /**
+   * How long the stream stays open with nothing unacknowledged; the next batch opens another. An
+   * open stream keeps the process alive. 1,000 if left out.
+   */
+  idleTimeout?: number | undefined;
   /** Called with each failure; it must be quick. What it throws becomes a process warning. */
   onFailure?: ((failure: IncrementFailure) => void) | undefined;
 }
@@ -67,6 +72,8 @@ export interface ProducerOptions {
  * Counts in numbered batches over one stream, each update exactly once. A batch is kept until the
  * service has acknowledged it; a stream that breaks is replaced by another, to which all that was
  * not acknowledged is sent again. Made by `producer` of {@link connect}'s result.
+ *
+ * It keeps the process alive while something is unacknowledged, and then for `idleTimeout`.
  *
  * A producer ends for good with an error that the same batches would meet again: INVALID_ARGUMENT,
  * FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED, PERMISSION_DENIED, or the
@@ -78,6 +85,7 @@ export class Producer {
   readonly #open: () => Stream;
   readonly #timeout: number;
   readonly #stallTimeout: number;
+  readonly #idleTimeout: number;
   readonly #onFailure: ((failure: IncrementFailure) => void) | undefined;
   readonly #batches: Batches;
   readonly #backoff = new Backoff();
@@ -89,6 +97,9 @@ export class Producer {
   #streamsOpened = 0;
   #pause: NodeJS.Timeout | undefined;
   #stallTimer: NodeJS.Timeout | undefined;
+  #idleTimer: NodeJS.Timeout | undefined;
+  /** The end of the stream that was closed last. */
+  #finished: Promise<void> | undefined;
   #progressAt = 0;
   #brokenBy: TallyboardError | undefined;
   #ended: TallyboardError | undefined;
@@ -100,14 +111,17 @@ export class Producer {
    * @throws RangeError if an option is outside its limits.
    */
   constructor(open: () => Stream, options: ProducerOptions = {}) {
-    const { window = 64, firstSequence = 1, timeout = 60_000, stallTimeout = 30_000 } = options;
+    const { window = 64, firstSequence = 1, timeout = 60_000 } = options;
+    const { stallTimeout = 30_000, idleTimeout = 1_000 } = options;
     checkWithin("window", window, 1, MAX_WINDOW);
     checkWithin("firstSequence", firstSequence, 1, Number.MAX_SAFE_INTEGER);
     checkWithin("stallTimeout", stallTimeout, 1, LONGEST_TIMER);
+    checkWithin("idleTimeout", idleTimeout, 1, LONGEST_TIMER);
     this.producerId = options.producerId ?? randomUUID();
     this.#open = open;
     this.#timeout = timeout;
     this.#stallTimeout = stallTimeout;
+    this.#idleTimeout = idleTimeout;
     this.#onFailure = options.onFailure;
     this.#batches = new Batches(this.producerId, window, firstSequence);
   }
@@ -137,7 +151,7 @@ export class Producer {
     return [...this.#failures];
   }
 
-  /** How many streams it took so far: 1 if nothing ever broke. */
+  /** How many streams it took so far: 1 if nothing ever broke and it was never idle. */
   get streamsOpened(): number {
     return this.#streamsOpened;
   }
@@ -215,14 +229,17 @@ export class Producer {
       const stream = this.#stream;
       this.#end(this.#ended ?? closed());
       if (stream !== undefined) {
-        await finished(stream, this.pending === 0);
+        this.#finished = finished(stream, this.pending === 0);
       }
+      await this.#finished;
     }
   }
 
   #take(contents: Contents): number {
     if (this.#batches.pending === 0) {
       this.#progressAt = Date.now();
+      clearTimeout(this.#idleTimer);
+      this.#pause?.ref();
     }
     const sequence = this.#batches.append(contents);
     this.#pump();
@@ -272,6 +289,9 @@ export class Producer {
     }
     this.#progressAt = Date.now();
     this.#backoff.reset();
+    if (this.#batches.pending === 0) {
+      this.#idleTimer = setTimeout(() => this.#rest(), this.#idleTimeout);
+    }
     for (const failure of failures) {
       this.#failures.push(failure);
     }
@@ -303,6 +323,18 @@ export class Producer {
       this.#pause = undefined;
       this.#pump();
     }, this.#backoff.delay(error.retryAfter));
+    if (this.#batches.pending === 0) {
+      this.#pause.unref();
+    }
+  }
+
+  /** Ends a stream that has nothing to do, which would keep the process alive. */
+  #rest(): void {
+    const stream = this.#stream;
+    if (stream !== undefined) {
+      this.#stream = undefined;
+      this.#finished = finished(stream, true);
+    }
   }
 
   /** Breaks the stream once it has work and has acknowledged nothing for too long. */
@@ -334,6 +366,7 @@ export class Producer {
     this.#stream = undefined;
     clearTimeout(this.#pause);
     clearTimeout(this.#stallTimer);
+    clearTimeout(this.#idleTimer);
     this.#room.fail(this.#ended);
     this.#progress.fail(this.#ended);
   }

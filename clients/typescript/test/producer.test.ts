@@ -1,10 +1,15 @@
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
+import { text } from "node:stream/consumers";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { status } from "@grpc/grpc-js";
 import { connect, type IncrementFailure, type Producer, type ProducerOptions } from "tallyboard";
 import type { SequenceFailure, StreamIncrementsRequest } from "tallyboard/v1/counters";
-import { Arrivals, type Failure, failure, type Stream, TestServer } from "./server.js";
+import { type Answer, Arrivals, type Failure, failure, type Stream, TestServer } from "./server.js";
+
+const LEFT_OPEN = fileURLToPath(new URL("left-open.js", import.meta.url));
 
 /** One stream as the service sees it; the test decides what it answers. */
 class Opened {
@@ -183,6 +188,55 @@ test("a send that a callback aborts is not taken by the room that it makes", asy
   });
 });
 
+test("an idle stream is closed, and the next batch opens another", async () => {
+  await producing({ idleTimeout: 20 }, async ({ producer, streams }) => {
+    await producer.send(["post:42"], [1]);
+    const first = await streams.at(0);
+    await first.batches.at(0);
+    first.acknowledge(1);
+    await first.over;
+    assert.equal(first.call.cancelled, false);
+    await producer.send(["post:42"], [2]);
+    const second = await streams.at(1);
+    await second.batches.at(0);
+    assert.deepEqual(second.sequences, [2]);
+    second.acknowledge(2);
+    await producer.flush();
+    assert.deepEqual([producer.acknowledged, producer.streamsOpened], [2, 2]);
+  });
+});
+
+test("a process with a producer left open ends once all is acknowledged", async () => {
+  const streams = new Arrivals<Opened>();
+  const streamIncrements = (call: Stream) => streams.add(new Opened(call));
+  const getCounter = async (_: unknown, answer: Answer) => {
+    // The next batch is taken during this pause, in which nothing else keeps the process alive.
+    streams.all[0]!.fail(failure(status.UNAVAILABLE, "SHUTTING_DOWN", 300));
+    answer(null, {});
+  };
+  const server = await new TestServer({ streamIncrements, getCounter }).start();
+  const child = execFile(process.execPath, [LEFT_OPEN, server.target], { timeout: 20_000 });
+  const printed = text(child.stdout!);
+  const exited = once(child, "exit");
+  try {
+    const first = await streams.at(0);
+    await first.batches.at(0);
+    first.acknowledge(1);
+    const second = await streams.at(1);
+    await second.batches.at(0);
+    second.fail(UNAVAILABLE);
+    const third = await streams.at(2);
+    await third.batches.at(0);
+    third.acknowledge(2);
+    third.fail(failure(status.UNAVAILABLE, "SHUTTING_DOWN", 60_000));
+    assert.deepEqual(await exited, [0, null]);
+    assert.equal(await printed, "acknowledged 2, pending 0\n");
+  } finally {
+    child.kill();
+    server.stop();
+  }
+});
+
 test("a stream that acknowledges nothing is broken after the stall timeout", async () => {
   await producing({ stallTimeout: 50 }, async ({ producer, streams }) => {
     await producer.send(["post:42"], [1]);
@@ -314,7 +368,13 @@ test("a batch that the service would refuse is not taken", async () => {
 
 test("options outside their limits are refused", () => {
   const tallyboard = connect("127.0.0.1:1");
-  for (const options of [{ window: 0 }, { window: 257 }, { firstSequence: 0 }, { window: 1.5 }]) {
+  for (const options of [
+    { window: 0 },
+    { window: 257 },
+    { firstSequence: 0 },
+    { window: 1.5 },
+    { idleTimeout: 0 },
+  ]) {
     assert.throws(() => tallyboard.producer(options), RangeError);
   }
   assert.throws(() => tallyboard.producer({ tenant: "\n" }), RangeError);

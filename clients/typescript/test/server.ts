@@ -11,6 +11,7 @@ import {
   type StatusObject,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { fromMs } from "tallyboard";
 import {
   CounterServiceService,
   type StreamIncrementsRequest,
@@ -71,7 +72,7 @@ export function failure(code: status, reason: string, retryAfterMs?: number): Fa
   const info = ErrorInfo.fromPartial({ reason, domain: "tallyboard" });
   const details = [packed("ErrorInfo", ErrorInfo.encode(info).finish())];
   if (retryAfterMs !== undefined) {
-    const wait = RetryInfo.fromPartial({ retryDelay: { nanos: retryAfterMs * 1e6 } });
+    const wait = RetryInfo.fromPartial({ retryDelay: fromMs(retryAfterMs) });
     details.push(packed("RetryInfo", RetryInfo.encode(wait).finish()));
   }
   const found = Status.fromPartial({ code, message: "as the test wants it", details });
