@@ -14,8 +14,8 @@ export const TENANT_KEY = "x-tallyboard-tenant";
 /** What a caller may say about one call. */
 export interface CallOptions {
   /**
-   * Milliseconds that the call may take, repeats included. The service config has 10 s for most
-   * calls, and the shorter of both holds; streams have no limit unless it is given here.
+   * Milliseconds that the call may take, repeats included. Left out, most calls have 10 s, and
+   * streams no limit.
    */
   timeout?: number | undefined;
   /** Cancels the call, which then fails with the signal's reason. */

@@ -6,7 +6,7 @@ import {
   credentials,
 } from "@grpc/grpc-js";
 import { type Calls, callsOf, checkHeader, duplex, TENANT_KEY } from "./calls.js";
-import { SERVICE_CONFIG } from "./gen/service_config.js";
+import { CONFIG_WITHOUT_DEADLINES } from "./deadlines.js";
 import {
   CounterServiceDefinition,
   CounterServiceService,
@@ -26,7 +26,7 @@ const CONNECTIONS = 4;
 const TOKEN_KEY = "authorization";
 
 const CHANNEL_OPTIONS: ChannelOptions = {
-  "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
+  "grpc.service_config": JSON.stringify(CONFIG_WITHOUT_DEADLINES),
   // Channels to the same target would otherwise share one connection, and so one worker.
   "grpc.use_local_subchannel_pool": 1,
   // A worker that was restarted is back within seconds; the default waits up to two minutes.
@@ -120,8 +120,9 @@ export class Tallyboard {
 /**
  * Reaches the service. Makes no call: one that the service does not answer fails by its deadline.
  *
- * Calls have the deadlines and retries of the published service config, and a request without a
- * `requestId` gets a random one, so that a repeat of a write counts once.
+ * Calls have the retries of the published service config, and its deadlines unless they are given
+ * others. A request without a `requestId` gets a random one, so that a repeat of a write counts
+ * once. One whose text holds a lone surrogate is refused with INVALID_ARGUMENT and not sent.
  *
  * @param target - where the service listens, as `host:port`.
  * @param options - who calls, and how.

@@ -1,4 +1,5 @@
-import { type Metadata, status } from "@grpc/grpc-js";
+import { Metadata, status, type StatusObject } from "@grpc/grpc-js";
+import type { Any } from "./gen/google/protobuf/any.js";
 import { BadRequest, ErrorInfo, RetryInfo } from "./gen/google/rpc/error_details.js";
 import { Status } from "./gen/google/rpc/status.js";
 import { durationToMs } from "./time.js";
@@ -99,6 +100,24 @@ export function errorFromCall(failed: CallStatus): TallyboardError {
  */
 export function errorFromStatus(failed: Status | undefined): TallyboardError {
   return errorOf(failed ?? { code: status.UNKNOWN, message: "", details: [] });
+}
+
+/** The end of a call that is refused before it is sent, as the service would refuse it. */
+export function refusalOf(reason: string, field: string, description: string): StatusObject {
+  const violation = { field, description, reason: "", localizedMessage: undefined };
+  const details = [
+    packed("ErrorInfo", ErrorInfo.encode({ reason, domain: DOMAIN, metadata: {} }).finish()),
+    packed("BadRequest", BadRequest.encode({ fieldViolations: [violation] }).finish()),
+  ];
+  const code = status.INVALID_ARGUMENT;
+  const message = "the request cannot be sent";
+  const metadata = new Metadata();
+  metadata.set(DETAILS_KEY, Buffer.from(Status.encode({ code, message, details }).finish()));
+  return { code, details: message, metadata };
+}
+
+function packed(name: string, value: Uint8Array): Any {
+  return { typeUrl: `type.googleapis.com/google.rpc.${name}`, value: Buffer.from(value) };
 }
 
 function errorOf(found: Status, pushback?: number, cause?: unknown): TallyboardError {

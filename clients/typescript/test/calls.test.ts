@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:net";
 import { once } from "node:events";
 import { test } from "node:test";
-import { credentials, status } from "@grpc/grpc-js";
+import { credentials, type ServerWritableStream, status } from "@grpc/grpc-js";
 import { clientOptions, connect, TallyboardError } from "tallyboard";
 import {
   type BatchIncrementRequest,
@@ -10,6 +10,7 @@ import {
   type GetCounterRequest,
   type IncrementRequest,
   IncrementResponse,
+  type WatchCountersRequest,
 } from "tallyboard/v1/counters";
 import {
   type Answer,
@@ -153,7 +154,7 @@ test("every call has the token and the tenant, or a tenant of its own", async ()
   ]);
 });
 
-test("a call has the deadline of the service config, or a shorter one of its own", async () => {
+test("a call has the deadline of the service config, or one of its own", async () => {
   const left: number[] = [];
   const getCounter = (call: Call<GetCounterRequest>, answer: Answer) => {
     left.push(Number(call.getDeadline()) - Date.now());
@@ -163,10 +164,75 @@ test("a call has the deadline of the service config, or a shorter one of its own
     const { counters, close } = opened(target);
     await counters.getCounter({ counter: "post:42" });
     await counters.getCounter({ counter: "post:42" }, { timeout: 2_000 });
+    await counters.getCounter({ counter: "post:42" }, { timeout: 60_000 });
     close();
   });
   assert.ok(left[0]! > 5_000 && left[0]! <= 10_000, `${left[0]}`);
   assert.ok(left[1]! <= 2_000, `${left[1]}`);
+  assert.ok(left[2]! > 30_000, `${left[2]}`);
+});
+
+test("streams have no deadline unless it is given", async () => {
+  const deadlines: number[] = [];
+  const watchCounters = (call: ServerWritableStream<WatchCountersRequest, object>) => {
+    deadlines.push(Number(call.getDeadline()));
+    call.end();
+  };
+  await serving({ watchCounters }, async (target) => {
+    const { counters, close } = opened(target);
+    await counters.watchCounters({ counters: ["post:42"] }).next();
+    await counters.watchCounters({ counters: ["post:42"] }, { timeout: 60_000 }).next();
+    close();
+  });
+  assert.equal(deadlines[0], Infinity);
+  assert.ok(deadlines[1]! < Infinity);
+});
+
+test("text that would be sent as other text is refused", async () => {
+  const arrived: unknown[] = [];
+  const answering = (call: Call<object>, answer: Answer) => {
+    arrived.push(call.request);
+    answer(null, IncrementResponse.fromPartial({}));
+  };
+  const handlers = { increment: answering, batchIncrement: answering, getCounter: answering };
+  await serving(handlers, async (target) => {
+    const tallyboard = connect(target, { connections: 1 });
+    const { counters, leaderboards } = tallyboard;
+    const counter = "post:\ud800";
+    const center = { $case: "member" as const, value: "\udfff" };
+    const refused: [Promise<unknown>, string, string][] = [
+      [counters.increment({ counter, delta: 1n }), "NAME_INVALID", "counter"],
+      [
+        counters.batchIncrement({ deltas: [{ counter: "post:42", delta: 1n }, { counter }] }),
+        "NAME_INVALID",
+        "deltas[1].counter",
+      ],
+      [counters.watchCounters({ counters: [counter] }).next(), "NAME_INVALID", "counters[0]"],
+      [
+        leaderboards.submitScore({ submission: { leaderboardId: "a", member: "\udc00" } }),
+        "NAME_INVALID",
+        "submission.member",
+      ],
+      [leaderboards.listEntriesAround({ center }), "NAME_INVALID", "member"],
+      [
+        leaderboards.createLeaderboard({ leaderboard: { attributes: { a: "\ud800" } } }),
+        "FIELD_INVALID",
+        "leaderboard.attributes.a",
+      ],
+    ];
+    for (const [call, reason, field] of refused) {
+      await assert.rejects(call, (error) => {
+        assert.ok(error instanceof TallyboardError);
+        const fields = error.violations.map((violation) => violation.field);
+        assert.deepEqual([error.code, error.reason, fields], ["INVALID_ARGUMENT", reason, [field]]);
+        return true;
+      });
+    }
+    assert.deepEqual(arrived, []);
+    await counters.increment({ counter: "post:\u{1f389}", delta: 1n });
+    assert.equal(arrived.length, 1);
+    tallyboard.close();
+  });
 });
 
 test("a call waits for a service that is not there yet", async () => {
