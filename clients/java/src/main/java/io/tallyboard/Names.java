@@ -38,6 +38,11 @@ final class Names {
     return value;
   }
 
+  /** Whether UTF-8 can carry a text as it is: no surrogate stands alone. */
+  static boolean isUnicode(String text) {
+    return utf8Length(text) >= 0;
+  }
+
   /** The length in UTF-8, or -1 if a surrogate stands alone. */
   private static int utf8Length(String text) {
     int bytes = 0;

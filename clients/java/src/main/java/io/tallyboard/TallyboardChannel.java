@@ -26,10 +26,11 @@ import java.util.stream.Stream;
  * A channel to a service, for every generated stub and for {@link Producer}.
  *
  * <p>Calls have the deadlines and the retries of the published service config: a unary call takes
- * 10 seconds at most, waits for a connection, and is repeated up to four times on {@code
- * UNAVAILABLE}. A request with an empty {@code request_id} gets a random UUID, so that a repeat
- * counts once. A message may be sent that has up to 4 MiB, which is the limit of the service, and
- * received that has up to 16 MiB.
+ * 10 seconds at most unless its stub has a deadline, waits for a connection, and is repeated up to
+ * four times on {@code UNAVAILABLE}. A request with an empty {@code request_id} gets a random UUID,
+ * so that a repeat counts once. One whose text holds half of a surrogate pair fails with {@code
+ * INVALID_ARGUMENT} and is not sent. A message may be sent that has up to 4 MiB, which is the limit
+ * of the service, and received that has up to 16 MiB.
  *
  * <p>A connection that is lost is opened again within 2 seconds of the service's return, however
  * long it was away. A connection under load that answers nothing for 40 seconds counts as lost.
@@ -263,10 +264,10 @@ public final class TallyboardChannel extends Channel implements AutoCloseable {
      * @throws IllegalArgumentException if nothing can resolve the target
      */
     public TallyboardChannel build() {
-      Map<String, ?> config = ServiceConfig.load();
+      ServiceConfig config = ServiceConfig.load();
       List<ManagedChannel> opened =
-          Stream.generate(() -> connection(config)).limit(connections).toList();
-      return new TallyboardChannel(opened, new RequestInterceptor(tenant, token));
+          Stream.generate(() -> connection(config.withoutDeadlines())).limit(connections).toList();
+      return new TallyboardChannel(opened, new RequestInterceptor(tenant, token, config));
     }
 
     private ManagedChannel connection(Map<String, ?> config) {

@@ -8,6 +8,7 @@ import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.grpc.Metadata;
 import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.io.Serializable;
 import java.time.Duration;
@@ -142,6 +143,25 @@ public final class TallyboardError extends RuntimeException {
    */
   public Optional<Duration> retryDelay() {
     return Optional.ofNullable(retryDelay);
+  }
+
+  /** What a stub throws for a request that is refused before it is sent, as the service would. */
+  static StatusRuntimeException refusal(String reason, String field, String description) {
+    ErrorInfo info =
+        ErrorInfo.newBuilder().setDomain(Tallyboard.ERROR_DOMAIN).setReason(reason).build();
+    BadRequest.FieldViolation violation =
+        BadRequest.FieldViolation.newBuilder()
+            .setField(field)
+            .setDescription(description)
+            .setReason(reason)
+            .build();
+    return StatusProto.toStatusRuntimeException(
+        com.google.rpc.Status.newBuilder()
+            .setCode(Status.Code.INVALID_ARGUMENT.value())
+            .setMessage("the request cannot be sent")
+            .addDetails(Any.pack(info))
+            .addDetails(Any.pack(BadRequest.newBuilder().addFieldViolations(violation).build()))
+            .build());
   }
 
   /** The same error for another thread, whose stack it shows. */

@@ -2,6 +2,7 @@ package io.tallyboard;
 
 import io.grpc.Context;
 import io.grpc.Contexts;
+import io.grpc.Deadline;
 import io.grpc.Grpc;
 import io.grpc.InsecureServerCredentials;
 import io.grpc.Metadata;
@@ -21,6 +22,8 @@ import io.tallyboard.v1.IncrementResponse;
 import io.tallyboard.v1.SequenceFailure;
 import io.tallyboard.v1.StreamIncrementsRequest;
 import io.tallyboard.v1.StreamIncrementsResponse;
+import io.tallyboard.v1.WatchCountersRequest;
+import io.tallyboard.v1.WatchCountersResponse;
 import java.io.IOException;
 import java.net.SocketAddress;
 import java.util.ArrayDeque;
@@ -70,6 +73,7 @@ final class FakeService extends CounterServiceGrpc.CounterServiceImplBase implem
   private int completed;
   private int cancelled;
   private Metadata lastHeaders;
+  private Deadline lastDeadline;
 
   /** Starts on a port, or on a free one for 0. */
   FakeService(int port) throws IOException {
@@ -148,11 +152,17 @@ final class FakeService extends CounterServiceGrpc.CounterServiceImplBase implem
     return lastHeaders;
   }
 
+  /** That of the last increment or watch; null if it had none. */
+  synchronized Deadline lastDeadline() {
+    return lastDeadline;
+  }
+
   @Override
   public synchronized void increment(
       IncrementRequest request, StreamObserver<IncrementResponse> answers) {
     increments.add(request);
     peers.add(PEER.get());
+    lastDeadline = Context.current().getDeadline();
     lastHeaders = HEADERS.get();
     StatusRuntimeException wanted = incrementErrors.poll();
     if (wanted != null) {
@@ -160,6 +170,13 @@ final class FakeService extends CounterServiceGrpc.CounterServiceImplBase implem
       return;
     }
     answers.onNext(IncrementResponse.getDefaultInstance());
+    answers.onCompleted();
+  }
+
+  @Override
+  public synchronized void watchCounters(
+      WatchCountersRequest request, StreamObserver<WatchCountersResponse> answers) {
+    lastDeadline = Context.current().getDeadline();
     answers.onCompleted();
   }
 

@@ -2,22 +2,34 @@ package io.tallyboard;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.MetadataUtils;
+import io.tallyboard.v1.BatchIncrementRequest;
+import io.tallyboard.v1.CounterDelta;
 import io.tallyboard.v1.CounterServiceGrpc;
 import io.tallyboard.v1.CounterServiceGrpc.CounterServiceBlockingStub;
+import io.tallyboard.v1.CreateLeaderboardRequest;
 import io.tallyboard.v1.IncrementRequest;
+import io.tallyboard.v1.Leaderboard;
+import io.tallyboard.v1.LeaderboardServiceGrpc;
+import io.tallyboard.v1.Submission;
+import io.tallyboard.v1.SubmitScoreRequest;
+import io.tallyboard.v1.WatchCountersRequest;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
+import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.function.Executable;
 
 @Timeout(60)
 class TallyboardChannelTest {
@@ -82,6 +94,72 @@ class TallyboardChannelTest {
     Set<String> tenants = new HashSet<>();
     service.lastHeaders().getAll(RequestInterceptor.TENANT).forEach(tenants::add);
     assertEquals(Set.of("other"), tenants);
+  }
+
+  @Test
+  void aCallHasTheDeadlineOfTheServiceConfigOrOneOfItsOwn() {
+    try (TallyboardChannel channel = Tallyboard.connect(service.target())) {
+      CounterServiceBlockingStub stub = CounterServiceGrpc.newBlockingStub(channel);
+      stub.increment(REQUEST);
+      assertBetween(5, 10, secondsLeft());
+      stub.withDeadlineAfter(2, TimeUnit.SECONDS).increment(REQUEST);
+      assertBetween(0, 2, secondsLeft());
+      stub.withDeadlineAfter(60, TimeUnit.SECONDS).increment(REQUEST);
+      assertBetween(30, 60, secondsLeft());
+      stub.watchCounters(WatchCountersRequest.getDefaultInstance()).hasNext();
+      assertNull(service.lastDeadline());
+    }
+  }
+
+  private long secondsLeft() {
+    return service.lastDeadline().timeRemaining(TimeUnit.SECONDS);
+  }
+
+  private static void assertBetween(long least, long most, long found) {
+    assertTrue(least <= found && found <= most, () -> found + " s");
+  }
+
+  @Test
+  void textThatWouldBeSentAsOtherTextIsRefused() {
+    String half = "post:\ud83c";
+    CounterDelta good = CounterDelta.newBuilder().setCounter("post:42").setDelta(1).build();
+    Submission submission = Submission.newBuilder().setMember(half).build();
+    SubmitScoreRequest score = SubmitScoreRequest.newBuilder().setSubmission(submission).build();
+    Leaderboard.Builder board = Leaderboard.newBuilder().putAttributes("a", half);
+    try (TallyboardChannel channel = Tallyboard.connect(service.target())) {
+      var counters = CounterServiceGrpc.newBlockingStub(channel);
+      var boards = LeaderboardServiceGrpc.newBlockingStub(channel);
+      assertRefused(
+          "NAME_INVALID counter",
+          () -> counters.increment(REQUEST.toBuilder().setCounter(half).build()));
+      assertRefused(
+          "NAME_INVALID deltas[1].counter",
+          () ->
+              counters.batchIncrement(
+                  BatchIncrementRequest.newBuilder()
+                      .addDeltas(good)
+                      .addDeltas(good.toBuilder().setCounter(half))
+                      .build()));
+      assertRefused(
+          "NAME_INVALID counters[0]",
+          () ->
+              counters
+                  .watchCounters(WatchCountersRequest.newBuilder().addCounters(half).build())
+                  .hasNext());
+      assertRefused("NAME_INVALID submission.member", () -> boards.submitScore(score));
+      assertRefused(
+          "FIELD_INVALID leaderboard.attributes",
+          () ->
+              boards.createLeaderboard(
+                  CreateLeaderboardRequest.newBuilder().setLeaderboard(board).build()));
+    }
+    assertEquals(List.of(), service.increments());
+  }
+
+  private static void assertRefused(String expected, Executable call) {
+    TallyboardError error = TallyboardError.of(assertThrows(StatusRuntimeException.class, call));
+    assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
+    assertEquals(expected, error.reason() + " " + error.fieldViolations().get(0).field());
   }
 
   @Test
