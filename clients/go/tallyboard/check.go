@@ -39,6 +39,20 @@ func checkBatch(counters []string, deltas []int64) error {
 	return nil
 }
 
+// checkTenant refuses a name that metadata can't carry; none is no name.
+func checkTenant(tenant string) error {
+	if len(tenant) > maxNameBytes {
+		return refusal("TENANT_INVALID", "metadata "+TenantKey, "must have at most %d bytes, not %d",
+			maxNameBytes, len(tenant))
+	}
+	for _, each := range []byte(tenant) {
+		if each < ' ' || each > '~' {
+			return refusal("TENANT_INVALID", "metadata "+TenantKey, "must be printable ASCII")
+		}
+	}
+	return nil
+}
+
 // wrongName is what is wrong with a name, or nothing. Control characters are left to the service.
 func wrongName(name string) string {
 	if name == "" || len(name) > maxNameBytes {

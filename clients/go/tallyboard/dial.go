@@ -2,7 +2,6 @@ package tallyboard
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -12,11 +11,6 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 )
-
-// serviceConfig is the service config that is published with the contract; generate copies it.
-//
-//go:embed service_config.json
-var serviceConfig string
 
 // maxAnswer is the largest answer that is taken, in bytes. gRPC's own limit is 4 MiB, and an answer
 // that names what is wrong with each of 10,000 items comes close to it.
@@ -35,14 +29,14 @@ type Conn struct {
 
 // Dial makes a Conn to target, which is `host:port` or another name that gRPC resolves. It connects
 // in the background, so an address where nobody listens is no error here: calls wait for a
-// connection until their deadline, which is 10 s unless their context has an earlier one.
+// connection until their deadline, which is 10 s unless their context has one.
 //
 // Calls on the Conn have the deadlines and retries of the published service config. A write whose
 // `request_id` is empty is sent with a random one, the same in all its repeats, so that it counts
 // once even if an answer is lost; the request itself is not changed.
 //
-// Dial fails if an option is outside its limits, if there is a token without TLS, or if the target
-// can't be parsed.
+// Dial fails if an option is outside its limits (a tenant with INVALID_ARGUMENT and the reason
+// TENANT_INVALID), if there is a token without TLS, or if the target can't be parsed.
 func Dial(target string, options ...Option) (*Conn, error) {
 	chosen := defaults()
 	for _, option := range options {
@@ -51,6 +45,9 @@ func Dial(target string, options ...Option) (*Conn, error) {
 	if chosen.connections < 1 || chosen.connections > MaxConnections {
 		return nil, fmt.Errorf("tallyboard: connections must be from 1 to %d, not %d",
 			MaxConnections, chosen.connections)
+	}
+	if err := checkTenant(chosen.tenant); err != nil {
+		return nil, err
 	}
 	conn := &Conn{}
 	for range chosen.connections {
@@ -95,7 +92,7 @@ func (c *Conn) turn() *grpc.ClientConn {
 func dialOptions(chosen *settings) []grpc.DialOption {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(chosen.transport),
-		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDefaultServiceConfig(configWithoutDeadlines),
 		// It comes with this package, so nobody has to ask the DNS for it.
 		grpc.WithDisableServiceConfig(),
 		// Workers restart within seconds; gRPC's own backoff goes up to two minutes.
@@ -113,7 +110,7 @@ func dialOptions(chosen *settings) []grpc.DialOption {
 			grpc.MaxCallRecvMsgSize(maxAnswer),
 			grpc.MaxRetryRPCBufferSize(maxRepeated),
 		),
-		grpc.WithChainUnaryInterceptor(withRequestID),
+		grpc.WithChainUnaryInterceptor(withDeadline, withRequestID),
 	}
 	if chosen.tenant != "" {
 		tenant := tenantSetter(chosen.tenant)

@@ -3,7 +3,9 @@ package tallyboard
 import (
 	"context"
 	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -106,6 +108,72 @@ func TestTheTenantOfTheConnectionGivesWayToThatOfACall(t *testing.T) {
 	}
 	if len(found[0]) != 1 || found[0][0] != "acme" || len(found[1]) != 1 || found[1][0] != "other" {
 		t.Errorf("the tenants were %q", found)
+	}
+}
+
+func TestATenantThatMetadataCannotCarryIsRefused(t *testing.T) {
+	service := start(t)
+	for _, tenant := range []string{"acmé", "ac\nme", "ac\x00me", strings.Repeat("x", 257)} {
+		conn, err := Dial("127.0.0.1:7411", WithTenant(tenant))
+		if err == nil {
+			_ = conn.Close()
+		}
+		_, failed := NewProducer(service.dial(), ProducerOptions{Tenant: tenant})
+		for _, found := range []error{err, failed} {
+			if status.Code(found) != codes.InvalidArgument || ReasonOf(found) != "TENANT_INVALID" {
+				t.Errorf("the tenant %q gave %v", tenant, found)
+			}
+		}
+	}
+}
+
+func TestACallHasTheDeadlineOfTheServiceConfigOrOneOfItsOwn(t *testing.T) {
+	var left time.Duration
+	service := start(t)
+	service.increment = func(ctx context.Context, _ *tallyboardv1.IncrementRequest) error {
+		deadline, _ := ctx.Deadline()
+		left = time.Until(deadline)
+		return nil
+	}
+	client := tallyboardv1.NewCounterServiceClient(service.dial())
+	for given, expected := range map[time.Duration]struct{ least, most time.Duration }{
+		0:                {5 * time.Second, 10 * time.Second},
+		2 * time.Second:  {0, 2 * time.Second},
+		60 * time.Second: {30 * time.Second, 60 * time.Second},
+	} {
+		ctx, cancel := context.Background(), func() {}
+		if given > 0 {
+			ctx, cancel = context.WithTimeout(ctx, given)
+		}
+		request := &tallyboardv1.IncrementRequest{Counter: "post:42", Delta: 3}
+		_, err := client.Increment(ctx, request)
+		cancel()
+		if err != nil || left < expected.least || left > expected.most {
+			t.Errorf("with a limit of %v the service had %v left (%v)", given, left, err)
+		}
+	}
+}
+
+func TestOnlyTheMethodsOfTheServiceConfigHaveADeadline(t *testing.T) {
+	for method, expected := range map[string]time.Duration{
+		"/tallyboard.v1.CounterService/Increment":       10 * time.Second,
+		"/tallyboard.v1.OperationsService/GetStatus":    10 * time.Second,
+		"/tallyboard.v1.OperationsService/Verify":       0,
+		"/tallyboard.v1.CounterService/WatchCounters":   0,
+		"/tallyboard.v1.LeaderboardService/ListEntries": 10 * time.Second,
+		"/acme.Other/Call":                              0,
+	} {
+		invoke := func(
+			ctx context.Context, _ string, _, _ any, _ *grpc.ClientConn, _ ...grpc.CallOption,
+		) error {
+			deadline, has := ctx.Deadline()
+			left := time.Until(deadline)
+			if has != (expected > 0) || has && (left > expected || left < expected/2) {
+				t.Errorf("%s has a deadline in %v", method, left)
+			}
+			return nil
+		}
+		_ = withDeadline(context.Background(), method, nil, nil, nil, invoke)
 	}
 }
 

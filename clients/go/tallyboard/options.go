@@ -33,8 +33,8 @@ func WithConnections(count int) Option {
 	return func(chosen *settings) { chosen.connections = count }
 }
 
-// WithTenant sends the name of a tenant, 1 to 256 bytes, in the metadata [TenantKey] of every call
-// whose context has none. Without it, or with an empty name, the service takes the tenant of the
+// WithTenant sends the name of a tenant, 1 to 256 printable ASCII characters, in the metadata
+// [TenantKey] of every call whose context has none. Without it, or with an empty name, the service takes the tenant of the
 // credentials, or `default` where authentication is off.
 func WithTenant(tenant string) Option {
 	return func(chosen *settings) { chosen.tenant = tenant }

@@ -45,7 +45,8 @@ type ProducerOptions struct {
 	// that was lost with its process: that of its oldest batch without an acknowledgement, followed
 	// by the same batches through Send.
 	FirstSequence uint64
-	// Tenant is whose counters they are; the default is the tenant of the connection.
+	// Tenant is whose counters they are, 1 to 256 printable ASCII characters; the default is the
+	// tenant of the connection.
 	Tenant string
 	// Window is how many batches may be unacknowledged, 1 to [MaxWindow]; the default is 64. It
 	// bounds the memory: each batch is kept until it is acknowledged.
@@ -97,7 +98,8 @@ type Producer struct {
 // NewProducer makes a producer on a connection: a [Conn] or any other of gRPC's. Close it before
 // the connection. A stream is opened with the first batch.
 //
-// NewProducer fails if an option is outside its limits.
+// NewProducer fails if an option is outside its limits; a tenant with INVALID_ARGUMENT and the
+// reason TENANT_INVALID.
 func NewProducer(
 	connection grpc.ClientConnInterface, options ProducerOptions,
 ) (*Producer, error) {
@@ -135,6 +137,9 @@ func (o *ProducerOptions) complete() error {
 	orDefault(&o.IdleTimeout, defaultIdleTimeout)
 	if wrong := wrongName(o.ID); wrong != "" {
 		return fmt.Errorf("tallyboard: the producer's id %s", wrong)
+	}
+	if err := checkTenant(o.Tenant); err != nil {
+		return err
 	}
 	if o.Window < 1 || o.Window > MaxWindow {
 		return fmt.Errorf("tallyboard: the window must be from 1 to %d, not %d", MaxWindow, o.Window)
