@@ -7,6 +7,7 @@ from datetime import timedelta
 from tallyboard._answers import BatchResult, Count, consistency_of, count_of
 from tallyboard._calls import Calls
 from tallyboard._errors import TallyboardError, error_from_status
+from tallyboard._requests import build, build_each
 from tallyboard.v1 import counters_pb2, counters_pb2_grpc
 
 
@@ -21,8 +22,11 @@ class CounterCalls:
         self, counter: str, delta: int, request_id: str | None, timeout: float | None
     ) -> bool:
         """Adds; tells whether the request id was seen before."""
-        request = counters_pb2.IncrementRequest(
-            counter=counter, delta=delta, request_id=request_id or new_id()
+        request = build(
+            counters_pb2.IncrementRequest,
+            counter=counter,
+            delta=delta,
+            request_id=request_id or new_id(),
         )
         return self._calls.call(next(self._stubs).Increment, request, timeout).duplicate
 
@@ -30,8 +34,9 @@ class CounterCalls:
         self, deltas: Iterable[tuple[str, int]], request_id: str | None, timeout: float | None
     ) -> BatchResult:
         """Adds to many counters in one call."""
-        request = counters_pb2.BatchIncrementRequest(
-            deltas=[counters_pb2.CounterDelta(counter=c, delta=d) for c, d in deltas],
+        request = build(
+            counters_pb2.BatchIncrementRequest,
+            deltas=build_each("deltas", _delta, deltas),
             request_id=request_id or new_id(),
         )
         answer = self._calls.call(next(self._stubs).BatchIncrement, request, timeout)
@@ -50,16 +55,18 @@ class CounterCalls:
         """The counts, in the order of the names."""
         wanted = consistency_of(max_staleness, exact)
         if len(counters) == 1:
-            request = counters_pb2.GetCounterRequest(counter=counters[0], consistency=wanted)
+            request = build(counters_pb2.GetCounterRequest, counter=counters[0], consistency=wanted)
             answer = self._calls.call(next(self._stubs).GetCounter, request, timeout)
             return [count_of(answer.count)]
-        many = counters_pb2.BatchGetCountersRequest(counters=counters, consistency=wanted)
+        many = build(counters_pb2.BatchGetCountersRequest, counters=counters, consistency=wanted)
         found = self._calls.call(next(self._stubs).BatchGetCounters, many, timeout)
         return [count_of(count) for count in found.counts]
 
     def list(self, prefix: str, order_by: str, timeout: float | None) -> Iterator[Count]:
         """All counters as of the last checkpoint, fetched page by page."""
-        request = counters_pb2.ListCountersRequest(prefix=prefix, order_by=order_by, page_size=1000)
+        request = build(
+            counters_pb2.ListCountersRequest, prefix=prefix, order_by=order_by, page_size=1000
+        )
         while True:
             page = self._calls.call(next(self._stubs).ListCounters, request, timeout)
             yield from map(count_of, page.counts)
@@ -69,21 +76,21 @@ class CounterCalls:
 
     def reset(self, counter: str, request_id: str | None, timeout: float | None) -> Count:
         """Sets a counter to 0."""
-        request = counters_pb2.ResetCounterRequest(
-            counter=counter, request_id=request_id or new_id()
+        request = build(
+            counters_pb2.ResetCounterRequest, counter=counter, request_id=request_id or new_id()
         )
         return count_of(self._calls.call(next(self._stubs).ResetCounter, request, timeout).count)
 
     def delete(self, counter: str, request_id: str | None, timeout: float | None) -> bool:
         """Deletes a counter; tells whether there was one."""
-        request = counters_pb2.DeleteCounterRequest(
-            counter=counter, request_id=request_id or new_id()
+        request = build(
+            counters_pb2.DeleteCounterRequest, counter=counter, request_id=request_id or new_id()
         )
         return self._calls.call(next(self._stubs).DeleteCounter, request, timeout).existed
 
     def watch(self, counters: Sequence[str], min_interval: float) -> Iterator[Mapping[str, Count]]:
         """The counts that have changed, as they do."""
-        request = counters_pb2.WatchCountersRequest(counters=counters)
+        request = build(counters_pb2.WatchCountersRequest, counters=counters)
         request.min_interval.FromTimedelta(timedelta(seconds=min_interval))
         for answer in self._calls.stream(next(self._stubs).WatchCounters, request):
             yield {count.counter: count_of(count) for count in answer.counts}
@@ -161,6 +168,11 @@ class Counter:
         """
         for counts in self._calls.watch((self.name,), min_interval):
             yield counts[self.name]
+
+
+def _delta(pair: tuple[str, int]) -> counters_pb2.CounterDelta:
+    counter, delta = pair
+    return build(counters_pb2.CounterDelta, counter=counter, delta=delta)
 
 
 def new_id() -> str:

@@ -14,7 +14,8 @@ from tallyboard._answers import (
 )
 from tallyboard._calls import Calls, is_not_found
 from tallyboard._counters import new_id
-from tallyboard._errors import TallyboardError, error_from_status
+from tallyboard._errors import InvalidArgumentError, TallyboardError, error_from_status
+from tallyboard._requests import at_least_one, build, build_each, refused, within
 from tallyboard.v1 import leaderboards_pb2, leaderboards_pb2_grpc
 
 
@@ -23,7 +24,7 @@ class Score(NamedTuple):
 
     Attributes:
         metadata: up to 2 KiB that belong to the score.
-        occurred_at: when it was reached; now if left out.
+        occurred_at: when it was reached, with a time zone; now if left out.
     """
 
     member: str
@@ -97,7 +98,8 @@ class Leaderboard:
             AlreadyExistsError: there is one.
             InvalidArgumentError: the definition is at fault.
         """
-        request = leaderboards_pb2.CreateLeaderboardRequest(
+        request = build(
+            leaderboards_pb2.CreateLeaderboardRequest,
             leaderboard_id=self.leaderboard_id,
             leaderboard=definition or leaderboards_pb2.Leaderboard(),
             request_id=request_id or new_id(),
@@ -108,8 +110,10 @@ class Leaderboard:
 
     def delete(self, *, request_id: str | None = None, timeout: float | None = None) -> int:
         """Deletes it with all its entries; tells how many went."""
-        request = leaderboards_pb2.DeleteLeaderboardRequest(
-            leaderboard_id=self.leaderboard_id, request_id=request_id or new_id()
+        request = build(
+            leaderboards_pb2.DeleteLeaderboardRequest,
+            leaderboard_id=self.leaderboard_id,
+            request_id=request_id or new_id(),
         )
         answer = self._calls.call(lambda stub: stub.DeleteLeaderboard, request, timeout)
         return int(answer.deleted_entries)
@@ -128,13 +132,18 @@ class Leaderboard:
         """A member's score, for all windows of the leaderboard; returns once it is durable.
 
         Raises:
-            InvalidArgumentError: a field is at fault.
+            InvalidArgumentError: a field is at fault; `occurred_at` also without a time zone.
             NotFoundError: there is no such leaderboard.
             FailedPreconditionError: `occurred_at` is in a window that is closed.
             UnavailableError, DeadlineExceededError: see `Counter.increment`.
         """
-        request = leaderboards_pb2.SubmitScoreRequest(
-            submission=self._submission(Score(member, score, metadata, occurred_at)),
+        try:
+            submission = self._submission((member, score, metadata, occurred_at))
+        except InvalidArgumentError as error:
+            raise within("submission", error) from error
+        request = build(
+            leaderboards_pb2.SubmitScoreRequest,
+            submission=submission,
             request_id=request_id or new_id(),
             return_ranks=return_ranks,
         )
@@ -147,9 +156,14 @@ class Leaderboard:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> BatchResult:
-        """Up to 10,000 scores in one call."""
-        request = leaderboards_pb2.BatchSubmitScoresRequest(
-            submissions=[self._submission(Score(*score)) for score in scores],
+        """Up to 10,000 scores in one call.
+
+        Raises:
+            InvalidArgumentError: as `submit`; the whole call is refused.
+        """
+        request = build(
+            leaderboards_pb2.BatchSubmitScoresRequest,
+            submissions=build_each("submissions", self._submission, scores),
             request_id=request_id or new_id(),
         )
         answer = self._calls.call(lambda stub: stub.BatchSubmitScores, request, timeout)
@@ -159,37 +173,56 @@ class Leaderboard:
         return BatchResult(failures, answer.duplicate)
 
     def top(self, count: int = 10, **options: Unpack[ReadOptions]) -> list[Entry]:
-        """The best entries, up to 1,000; for the options see `ReadOptions`."""
-        request = leaderboards_pb2.ListEntriesRequest(
-            leaderboard_id=self.leaderboard_id, page_size=count
+        """The best entries; for the options see `ReadOptions`.
+
+        Args:
+            count: how many, 1 or more; above 1,000 it is 1,000.
+
+        Raises:
+            InvalidArgumentError: an argument is outside its limits.
+        """
+        at_least_one("PAGE_INVALID", "page_size", count)
+        request = build(
+            leaderboards_pb2.ListEntriesRequest, leaderboard_id=self.leaderboard_id, page_size=count
         )
         return self._entries(lambda stub: stub.ListEntries, request, options)
 
     def around(
         self, member: str, neighbors: int = 3, **options: Unpack[ReadOptions]
     ) -> list[Entry]:
-        """A member with so many neighbours on either side, the best one first.
+        """A member with its neighbours on either side, the best one first.
+
+        Args:
+            neighbors: how many on either side, 1 or more; above 100 it is 100.
 
         Raises:
+            InvalidArgumentError: an argument is outside its limits.
             NotFoundError: the member has no entry.
         """
-        request = leaderboards_pb2.ListEntriesAroundRequest(
-            leaderboard_id=self.leaderboard_id, member=member, neighbors=neighbors
+        at_least_one("FIELD_INVALID", "neighbors", neighbors)
+        request = build(
+            leaderboards_pb2.ListEntriesAroundRequest,
+            leaderboard_id=self.leaderboard_id,
+            member=member,
+            neighbors=neighbors,
         )
         return self._entries(lambda stub: stub.ListEntriesAround, request, options)
 
     def friends(self, members: Sequence[str], **options: Unpack[ReadOptions]) -> list[Entry]:
         """Those of the members that have an entry, ranked among themselves, the best one first."""
-        request = leaderboards_pb2.BatchGetEntriesRequest(
-            leaderboard_id=self.leaderboard_id, members=members, relative_ranks=True
+        request = build(
+            leaderboards_pb2.BatchGetEntriesRequest,
+            leaderboard_id=self.leaderboard_id,
+            members=members,
+            relative_ranks=True,
         )
         found = self._entries(lambda stub: stub.BatchGetEntries, request, options)
         return sorted(found, key=lambda entry: entry.rank)
 
     def entry(self, member: str, **options: Unpack[ReadOptions]) -> Entry | None:
         """A member's entry, or None."""
-        request = leaderboards_pb2.GetEntryRequest(
-            leaderboard_id=self.leaderboard_id, member=member
+        request = build(
+            leaderboards_pb2.GetEntryRequest, leaderboard_id=self.leaderboard_id, member=member
         )
         timeout = _prepare(request, options)
         try:
@@ -214,7 +247,8 @@ class Leaderboard:
         timeout: float | None = None,
     ) -> int:
         """Deletes a member's entries, in one window or all; tells how many."""
-        request = leaderboards_pb2.DeleteEntryRequest(
+        request = build(
+            leaderboards_pb2.DeleteEntryRequest,
             leaderboard_id=self.leaderboard_id,
             member=member,
             window=window,
@@ -226,9 +260,22 @@ class Leaderboard:
     def watch(
         self, count: int = 10, *, window: str = "", min_interval: float = 1.0
     ) -> Iterator[list[Entry]]:
-        """The best entries now, and whenever they change, until the iterator is closed."""
-        request = leaderboards_pb2.WatchEntriesRequest(
-            leaderboard_id=self.leaderboard_id, window=window, limit=count
+        """The best entries now, and whenever they change, until the iterator is closed.
+
+        Args:
+            count: how many, 1 or more; above 100 it is 100.
+            min_interval: seconds between two answers, at least 0.1.
+
+        Raises:
+            InvalidArgumentError: an argument is outside its limits.
+            UnavailableError: the stream ended; watch again.
+        """
+        at_least_one("FIELD_INVALID", "limit", count)
+        request = build(
+            leaderboards_pb2.WatchEntriesRequest,
+            leaderboard_id=self.leaderboard_id,
+            window=window,
+            limit=count,
         )
         request.min_interval.FromTimedelta(timedelta(seconds=min_interval))
         for answer in self._calls.stream(lambda stub: stub.WatchEntries, request):
@@ -243,21 +290,26 @@ class Leaderboard:
         answer = self._calls.call(method, request, _prepare(request, options))
         return [entry_of(entry) for entry in answer.entries]
 
-    def _submission(self, score: Score) -> leaderboards_pb2.Submission:
-        made = leaderboards_pb2.Submission(
+    def _submission(self, given: tuple[Any, ...]) -> leaderboards_pb2.Submission:
+        score = Score(*given)
+        made = build(
+            leaderboards_pb2.Submission,
             leaderboard_id=self.leaderboard_id,
             member=score.member,
             score=score.score,
             metadata=score.metadata,
         )
         if score.occurred_at is not None:
+            if score.occurred_at.utcoffset() is None:
+                advice = "must have a time zone: datetime.now(UTC), or replace(tzinfo=...)"
+                raise refused("FIELD_INVALID", "occurred_at", advice)
             made.occurred_at.FromDatetime(score.occurred_at)
         return made
 
 
 def _prepare(request: Any, options: ReadOptions) -> float | None:
     """Writes the options into a request; gives the timeout."""
-    request.window = options.get("window", "")
+    request.MergeFrom(build(type(request), window=options.get("window", "")))
     method = options.get("rank_method", "")
     if method:
         request.rank_method = leaderboards_pb2.RankMethod.Value(f"RANK_METHOD_{method}")
