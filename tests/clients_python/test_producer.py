@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from tallyboard import (
+    CounterBuffer,
     FailedPreconditionError,
     IncrementFailure,
     IncrementProducer,
@@ -264,11 +265,21 @@ def test_arguments_beyond_their_limits_are_refused(
         IncrementProducer(channel, **limits)
 
 
-def test_bad_tenant_ends_the_producer(channel: grpc.Channel) -> None:
-    producer = IncrementProducer(channel, "x" * 257)
+def test_bad_id_ends_the_producer(channel: grpc.Channel) -> None:
+    producer = IncrementProducer(channel, producer_id="x" * 257)
     producer.send_batch(["post:42"], [1])
     with pytest.raises(InvalidArgumentError) as caught:
         producer.close()
+    assert caught.value.reason == "PRODUCER_INVALID"
+
+
+@pytest.mark.parametrize("tenant", ["", "x" * 257, "acmé", "ac\nme", "ac\x00me"])
+@pytest.mark.parametrize("kind", [IncrementProducer, CounterBuffer])
+def test_tenant_that_metadata_cannot_carry_is_refused(
+    nowhere: grpc.Channel, kind: type[IncrementProducer | CounterBuffer], tenant: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        kind(nowhere, tenant)
     assert caught.value.reason == "TENANT_INVALID"
 
 
@@ -289,6 +300,37 @@ def test_updates_taken_before_the_window_was_full_are_told(nowhere: grpc.Channel
     with pytest.raises(OutcomeUnknownError):
         producer.close(timeout=0)
     assert caught.value.taken == producer.pending == 20
+
+
+def test_updates_taken_before_it_was_closed_are_told(nowhere: grpc.Channel) -> None:
+    producer = IncrementProducer(nowhere, window=1, batch_size=10)
+    caught: list[FailedPreconditionError] = []
+
+    def add() -> None:
+        try:
+            producer.add_many(["post:42"] * 100, [1] * 100)
+        except FailedPreconditionError as error:
+            caught.append(error)
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    wait_for(lambda: producer.pending == 20, "the window to be full")
+    with pytest.raises(OutcomeUnknownError):
+        producer.close(timeout=0)
+    adding.join(10)
+    assert [error.taken for error in caught] == [producer.pending] == [20]
+
+
+def test_updates_taken_before_the_service_refused_are_told(channel: grpc.Channel) -> None:
+    producer = IncrementProducer(channel, producer_id="x" * 257, window=1, batch_size=10)
+    with pytest.raises(InvalidArgumentError) as first:
+        producer.add_many(["post:42"] * 100, [1] * 100)
+    with pytest.raises(InvalidArgumentError) as second:
+        producer.add_many(["post:42"] * 100, [1] * 100)
+    with pytest.raises(InvalidArgumentError):
+        producer.close()
+    assert (first.value.taken, second.value.taken) == (producer.pending, 0)
+    assert producer.pending in (10, 20)
 
 
 def test_flush_says_what_broke_the_stream(nowhere: grpc.Channel) -> None:

@@ -53,7 +53,8 @@ class CounterBuffer:
 
     Args:
         channel: see `open_channel`; the buffer does not close it.
-        tenant: whose counters they are; None leaves it to the credentials.
+        tenant: whose counters they are, 1 to 256 printable ASCII characters; None leaves it to
+            the credentials.
         linger: seconds that updates wait for others to merge with.
         max_counters: how many different counters may wait.
         when_full: `block` waits until there is room, at most `timeout` seconds; `shed` does not
@@ -63,7 +64,8 @@ class CounterBuffer:
             count, and why; it must be quick. Its `delta` is a sum.
 
     Raises:
-        ValueError: an argument is outside its limits.
+        InvalidArgumentError: the tenant is outside its limits.
+        ValueError: another argument is.
     """
 
     def __init__(

@@ -7,8 +7,10 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
+from tallyboard._batches import MAX_NAME_BYTES
 from tallyboard._channel import open_channel_without_deadlines
 from tallyboard._errors import FailedPreconditionError, TallyboardError, error_from_call
+from tallyboard._requests import refused
 
 _TENANT_KEY: Final = "x-tallyboard-tenant"
 _TOKEN_KEY: Final = "authorization"
@@ -89,15 +91,31 @@ def metadata_of(tenant: str | None, token: str | None) -> list[tuple[str, str]]:
     """The metadata of every call.
 
     Raises:
-        ValueError: a name or a token that can't be sent.
+        InvalidArgumentError: the tenant's name can't be sent, with the reason TENANT_INVALID.
+        ValueError: the token can't be sent.
     """
-    found = [] if tenant is None else [(_TENANT_KEY, tenant)]
+    found = []
+    if tenant is not None:
+        _check_tenant(tenant)
+        found.append((_TENANT_KEY, tenant))
     if token is not None:
+        if not _is_sendable(token):
+            raise ValueError("the token must be printable ASCII")
         found.append((_TOKEN_KEY, f"Bearer {token}"))
-    for key, value in found:
-        if not value.isascii() or not value.isprintable():
-            raise ValueError(f"{key} must be printable ASCII")
     return found
+
+
+def _check_tenant(tenant: str) -> None:
+    field = f"metadata {_TENANT_KEY}"
+    if not _is_sendable(tenant):
+        raise refused("TENANT_INVALID", field, "must be printable ASCII")
+    if not 1 <= len(tenant) <= MAX_NAME_BYTES:
+        detail = f"must have 1 to {MAX_NAME_BYTES} characters, not {len(tenant):,}"
+        raise refused("TENANT_INVALID", field, detail)
+
+
+def _is_sendable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def is_not_found(error: TallyboardError) -> bool:

@@ -26,7 +26,8 @@ class Client:
 
     Args:
         target: where the service listens, as `host:port`.
-        tenant: whose data it is; None leaves it to the credentials, or the service's default.
+        tenant: whose data it is, 1 to 256 printable ASCII characters; None leaves it to the
+            credentials, or the service's default.
         token: a bearer token, where the service asks for one.
         tls: None for a connection that is not encrypted, True for one that trusts the public
             authorities, or credentials made by `grpc.ssl_channel_credentials`.
@@ -36,7 +37,8 @@ class Client:
             repeated when the service says UNAVAILABLE.
 
     Raises:
-        ValueError: an argument is outside its limits.
+        InvalidArgumentError: the tenant is outside its limits.
+        ValueError: another argument is.
     """
 
     def __init__(

@@ -35,9 +35,12 @@ class TallyboardError(Exception):
         code: the gRPC status code.
         violations: the fields at fault.
         retry_after: the least time in seconds to wait before trying again, or None.
+        taken: how many updates of a producer's call, from the first on, were taken before the
+            error; they are pending or acknowledged, and must not be given again.
     """
 
     default_code = grpc.StatusCode.UNKNOWN
+    taken = 0
 
     def __init__(
         self,
@@ -124,11 +127,7 @@ class OutcomeUnknownError(DeadlineExceededError):
 
 
 class WindowFullError(DeadlineExceededError):
-    """A producer had too much unacknowledged for as long as the caller would wait.
-
-    Attributes:
-        taken: how many updates of the call, from the first on, were taken before that.
-    """
+    """A producer had too much unacknowledged for as long as the caller would wait."""
 
     def __init__(self, taken: int) -> None:
         super().__init__(

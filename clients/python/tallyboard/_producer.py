@@ -4,6 +4,7 @@ A producer numbers its batches and keeps each one until the service has acknowle
 stream breaks it opens another and sends the same batches again, which the service recognises.
 """
 
+import copy
 import logging
 import threading
 import time
@@ -25,6 +26,7 @@ from tallyboard._batches import (
     check_updates,
     message_of,
 )
+from tallyboard._calls import metadata_of
 from tallyboard._errors import (
     FailedPreconditionError,
     InternalError,
@@ -41,7 +43,6 @@ from tallyboard.v1 import counters_pb2, counters_pb2_grpc
 MAX_WINDOW: Final = 256
 #: How many of the newest failures a producer keeps.
 KEPT_FAILURES: Final = 1_000
-_TENANT_KEY: Final = "x-tallyboard-tenant"
 _JOIN_TIMEOUT: Final = 5.0
 _LOOK_INTERVAL: Final = 1.0
 _LAST: Final = frozenset(
@@ -77,7 +78,8 @@ class IncrementProducer:
 
     Args:
         channel: see `tallyboard.open_channel`. The producer does not close it.
-        tenant: whose counters they are; None leaves it to the credentials.
+        tenant: whose counters they are, 1 to 256 printable ASCII characters; None leaves it to
+            the credentials.
         producer_id: a name that no other producer uses at the same time; a UUID if left out. An
             id that was used before needs a `first_sequence`.
         first_sequence: the number of the first batch, 1 or more. To go on for a producer that was
@@ -92,7 +94,8 @@ class IncrementProducer:
         on_failure: called in the background thread with each failure; it must be quick.
 
     Raises:
-        ValueError: an argument is outside its limits.
+        InvalidArgumentError: the tenant is outside its limits.
+        ValueError: another argument is.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class IncrementProducer:
             raise ValueError(f"first_sequence must be 1 or more, not {first_sequence}")
         self.producer_id = str(uuid.uuid4()) if producer_id is None else producer_id
         self._open = counters_pb2_grpc.CounterServiceStub(channel).StreamIncrements
-        self._metadata = () if tenant is None else ((_TENANT_KEY, tenant),)
+        self._metadata = tuple(metadata_of(tenant, None))
         self._batch_size = batch_size
         self._linger = linger
         self._timeout = timeout
@@ -203,9 +206,11 @@ class IncrementProducer:
         Raises:
             InvalidArgumentError: the lists do not match, or an item cannot be sent. None of the
                 updates was taken.
-            WindowFullError: there was no room in time. Its `taken` says how many updates, from
-                the first on, were taken.
+            WindowFullError: there was no room in time.
+            FailedPreconditionError: the producer is closed, or was while this waited.
             TallyboardError: the service has refused this producer for good.
+
+        The `taken` of all but the first says how many updates, from the first on, were taken.
         """
         check_updates(counters, deltas)
         with self._changed:
@@ -288,25 +293,35 @@ class IncrementProducer:
             _log.warning("a producer was closed with updates pending: %s", found)
 
     def _take(self, counters: Sequence[str], deltas: Sequence[int], deadline: float) -> None:
-        batches, size = self._batches, self._batch_size
         taken = 0
         while taken < len(deltas):
-            if batches.collected >= size:
-                self._wait_for_room(deadline, taken)
-                # Another thread may have sealed it meanwhile.
-                if batches.collected >= size:
-                    self._seal()
-            self._check_taking()
-            self._start()
-            first = not batches.collected
-            upto = taken + size - batches.collected
-            batches.collect(counters[taken:upto], deltas[taken:upto])
+            try:
+                self._make_room(deadline)
+            except TallyboardError as error:
+                raise _having_taken(taken, error) from error.__cause__
+            upto = taken + self._batch_size - self._batches.collected
+            self._collect(counters[taken:upto], deltas[taken:upto])
             taken = min(upto, len(deltas))
-            if batches.collected >= size and not batches.full:
+
+    def _make_room(self, deadline: float) -> None:
+        """Wait until an update can be collected, and its sender runs."""
+        batches, size = self._batches, self._batch_size
+        if batches.collected >= size:
+            self._wait_for_room(deadline)
+            # Another thread may have sealed it meanwhile.
+            if batches.collected >= size:
                 self._seal()
-            elif first:
-                self._collected_since = time.monotonic()
-                self._wake()
+        self._check_taking()
+        self._start()
+
+    def _collect(self, counters: Sequence[str], deltas: Sequence[int]) -> None:
+        batches, first = self._batches, not self._batches.collected
+        batches.collect(counters, deltas)
+        if batches.collected >= self._batch_size and not batches.full:
+            self._seal()
+        elif first:
+            self._collected_since = time.monotonic()
+            self._wake()
 
     def _seal(self) -> None:
         self._batches.seal()
@@ -327,12 +342,12 @@ class IncrementProducer:
         self._cut_stalled()
         self._changed.notify_all()
 
-    def _wait_for_room(self, deadline: float, taken: int = 0) -> None:
+    def _wait_for_room(self, deadline: float) -> None:
         self._check_taking()
         self._wait(
             lambda: not self._batches.full or not self._takes,
             deadline,
-            lambda: WindowFullError(taken),
+            lambda: WindowFullError(0),
         )
         self._check_taking()
 
@@ -514,6 +529,13 @@ def _internal(error: Exception) -> InternalError:
     fault = InternalError(f"the stream ended with {type(error).__name__}")
     fault.__cause__ = error
     return fault
+
+
+def _having_taken(taken: int, error: TallyboardError) -> TallyboardError:
+    """The error for one call: what the service has refused the producer with is that of all."""
+    own = copy.copy(error)
+    own.taken = taken
+    return own
 
 
 def _is_final(error: TallyboardError) -> bool:
