@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections a test can cut."""
+"""A TCP proxy whose connections a test can cut, or leave without a word."""
 
 import contextlib
 import socket
@@ -16,6 +16,7 @@ class CutProxy:
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()  # guards _pairs and cuts
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._swallowing: set[socket.socket] = set()
         self.cuts = 0
         self._threads = [threading.Thread(target=self._accept)]
 
@@ -28,6 +29,12 @@ class CutProxy:
             for end in pair:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def swallow(self) -> None:
+        """From now on the connections that there are take everything and give nothing."""
+        with self._lock:
+            for pair in self._pairs:
+                self._swallowing.update(pair)
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -57,7 +64,8 @@ class CutProxy:
             with self._lock:
                 self._pairs.append((near, far))
             copies = [
-                threading.Thread(target=_copy, args=ends) for ends in ((near, far), (far, near))
+                threading.Thread(target=self._copy, args=ends)
+                for ends in ((near, far), (far, near))
             ]
             self._threads += copies
             for thread in copies:
@@ -67,16 +75,16 @@ class CutProxy:
             self._threads.append(closer)
             closer.start()
 
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65_536):
-            sink.sendall(data)
-    except OSError:
-        pass
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65_536):
+                if source not in self._swallowing:
+                    sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def _close(copies: list[threading.Thread], *ends: socket.socket) -> None:

@@ -21,6 +21,8 @@ _OPTIONS: Final = (
     # Without it a connection that swallows everything is never given up, nor a watch on it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # It is this one, a minute by default, that ends a connection whose ping is not answered.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
