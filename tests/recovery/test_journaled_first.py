@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tallyboard_server.errors import OutOfRange
+from tallyboard_server.errors import OutOfRange, Unavailable
 from tallyboard_server.redis import keys, scripts
-from tallyboard_server.redis.operations import Part
+from tallyboard_server.redis.operations import Part, Token
 from tests.recovery import stores
 from tests.recovery.journaling import (
     TENANT,
@@ -171,6 +171,23 @@ def test_a_row_that_redis_can_not_tell_about_closes_its_partition(
     assert keeper.count(name) == 102 or desk.expected()[0] is None
     keeper.drain()
     assert keeper.count(name) == 102
+
+
+@pytest.mark.parametrize("token", [None, request()], ids=["without a token", "with a token"])
+def test_what_redis_answered_with_an_error_counts_once(
+    desk: Desk, keeper: Keeper, token: Token | None
+) -> None:
+    """Its row is applied some time: a caller who is told to send it again would count it twice."""
+    name, key = _name(), keys.journaled_key(0)
+    keeper.checkpointer.checkpoint_all()
+    keeper.redis.set(key, "not a set")
+    write = desk.write(add(name, 5, token))
+    keeper.redis.delete(key)
+    if isinstance(write.error, Unavailable):
+        desk.write(add(name, 5, token))
+    keeper.close_all()
+    keeper.drain()
+    assert (keeper.count(name), write.error, write.journaled) == (5, None, True)
 
 
 def test_a_partition_that_somebody_else_has_opened_is_not_drained(

@@ -350,6 +350,14 @@ def test_what_a_reply_means(
     assert type(asked.write.error) is error
 
 
+def test_a_journaled_call_that_got_an_error_is_left_to_the_journal() -> None:
+    """Its row counts some time, so its caller may not be told that it was not applied."""
+    asked = Asked(0, {"k": 1})
+    call = journaled(asked)
+    outcome = flush_of([call], LinkSequences("link")).settle([hiredis.ReplyError("ERR what else")])
+    assert (outcome.stranded, call.forgotten, asked.ended) == ([call], True, 0)
+
+
 _NOT_TAKEN = [
     [b"fenced", b"x"],
     hiredis.ReplyError("OOM command not allowed"),

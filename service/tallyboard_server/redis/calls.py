@@ -74,7 +74,8 @@ class ScriptCall:
         sent: whether Redis may have applied it.
         doubtful: whether it was sent before, on a connection that was lost: only its token can tell
             whether it was applied then.
-        forgotten: whether Redis could not tell whether it was applied; the journal has it.
+        forgotten: whether Redis could not tell whether it was applied, or did not say; the journal
+            has it.
         incarnation: what it was packed with; of one that is in the journal, the only life of its
             partition that it is for.
     """
@@ -313,6 +314,10 @@ def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
         outcome.send_rest(call, ())
     elif said.startswith(TAKES_NO_WRITES):
         outcome.away = said
+        outcome.stranded.append(call)
+    elif call.row is not None:
+        # Its row is durable: it counts some time, and a repeat without a token would count again.
+        call.forgotten = True
         outcome.stranded.append(call)
     else:
         for part in call.parts:
