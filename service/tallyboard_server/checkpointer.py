@@ -32,6 +32,7 @@ from tallyboard_server.postgres.checkpoints import (
 )
 from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.recovery.repeats import remove_applied
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
     dirty_key,
@@ -315,7 +316,9 @@ class Checkpointer:
         if finished and read_at is not None:
             # Last, behind all that waits for Redis: whoever begins to journal changes these rows.
             versions = {i: cut.versions[i] for i in finished}
-            mark_cut(conn, versions, read_at, [row for i in finished for row in cut.rows[i]])
+            mark_cut(conn, versions, read_at)
+            if rows := [row for i in finished for row in cut.rows[i]]:
+                remove_applied(conn, versions, rows)
 
     def _take_keys(
         self,

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallyboard_server.names import name_problem
-from tallyboard_server.recovery.batches import Scores, decode, encode, increments_of, scores_in
+from tallyboard_server.recovery.batches import (
+    REPEAT_MARK,
+    Scores,
+    decode,
+    encode,
+    increments_in,
+    increments_of,
+    mark_repeats,
+    name_of,
+    repeats_in,
+    scores_in,
+)
 from tallyboard_server.redis import keys, scripts
 from tallyboard_server.redis.calls import CallToken, LinkSequences, ScriptCall
 from tallyboard_server.redis.flush import call_for
@@ -21,6 +32,7 @@ _HOSTILE = [
     "post:42",
     "}:c:4:acme",
     '"',
+    '"repeat":true',
     "\\",
     "\\u0000",
     "'); DROP TABLE x; --",
@@ -168,6 +180,25 @@ def test_increments_add_up_to_what_the_call_carries(parts: list[Part]) -> None:
         for one in increments_of(call)
     }
     assert found == call.operations
+
+
+_EITHER = st.one_of(
+    st.lists(_counter_parts(), min_size=1, max_size=6),
+    st.lists(_score_parts(), min_size=1, max_size=6),
+)
+
+
+@given(_EITHER, st.sets(st.integers(0, 5)))
+def test_parts_are_marked_as_repeats_before_and_behind_the_writing(
+    parts: list[Part], which: set[int]
+) -> None:
+    call = _call_of(parts)
+    again = [part for i, part in enumerate(call.parts) if i in which and part.token]
+    tokens = {name_of(part.token) for part in again if part.token}
+    text = encode(call, again)
+    assert text == mark_repeats(encode(call), tokens)
+    assert (repeats_in(text), REPEAT_MARK in text) == (tokens, bool(tokens))
+    assert list(increments_in(text)) == list(increments_of(call, again))
 
 
 @given(_score_parts())

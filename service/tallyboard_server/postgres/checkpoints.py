@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from tallyboard_server.postgres.journal import delete_batches
 from tallyboard_server.postgres.locks import lock_for_transaction, try_lock_for_transaction
 from tallyboard_server.postgres.statements import statement
 
@@ -132,17 +131,11 @@ def forget_tokens(conn: psycopg.Connection[Any], limit: int) -> int:
     ).rowcount
 
 
-def mark_cut(
-    conn: psycopg.Connection[Any],
-    versions: Mapping[int, int],
-    at: datetime,
-    rows: Sequence[int],
-) -> None:
+def mark_cut(conn: psycopg.Connection[Any], versions: Mapping[int, int], at: datetime) -> None:
     """Says that Postgres holds all that these partitions held at `at`; they must be locked.
 
     Args:
         versions: by partition, the number of this checkpoint.
-        rows: the rows of the journal whose effect is in it; they go.
     """
     conn.execute(
         "UPDATE tallyboard.partitions SET checkpointed_at = greatest(checkpointed_at, %s),"
@@ -151,8 +144,6 @@ def mark_cut(
         " WHERE partitions.partition = given.partition",
         (at, list(versions), list(versions.values())),
     )
-    if rows:
-        delete_batches(conn, versions, rows)
 
 
 def mark_checkpointed(

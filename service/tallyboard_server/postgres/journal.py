@@ -278,24 +278,51 @@ def rewrite_batch(
     text: str,
     updates: int,
     increments: Sequence[Increment],
-    gone: Sequence[TokenOf],
 ) -> None:
-    """Gives a row another content: some of its parts are not to be applied.
-
-    Args:
-        increments: what it adds to counters from now on.
-        gone: tokens of those parts; another row may have them.
-    """
+    """Gives a row another content, with what it adds to counters from now on."""
     conn.execute(
         "UPDATE tallyboard.journal SET batch = %s, updates = %s WHERE journal_id = %s",
         (text, updates, journal_id),
     )
     conn.execute("DELETE FROM tallyboard.journal_increments WHERE journal_id = %s", (journal_id,))
     _add_increments(conn, [(journal_id, increment) for increment in increments])
+
+
+def release_tokens(conn: psycopg.Connection[Any], tokens: Collection[tuple[TokenOf, int]]) -> None:
+    """Takes tokens from rows, given by their numbers, that have them first; others keep theirs."""
+    if not tokens:
+        return
+    columns = (
+        [token.token for token, _ in tokens],
+        [token.sequence for token, _ in tokens],
+        [row for _, row in tokens],
+    )
+    which = (
+        "(held.token, held.sequence, held.journal_id) IN"
+        " (SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[]))"
+    )
     conn.execute(
-        "DELETE FROM tallyboard.journal_tokens WHERE journal_id = %s AND (token, sequence) IN"
-        " (SELECT * FROM unnest(%s::text[], %s::bigint[]))",
-        (journal_id, [token for token, _ in gone], [sequence for _, sequence in gone]),
+        f"SELECT FROM tallyboard.journal_tokens AS held WHERE {which}"
+        " ORDER BY token, sequence FOR UPDATE",
+        columns,
+    )
+    conn.execute(f"DELETE FROM tallyboard.journal_tokens AS held WHERE {which}", columns)
+
+
+def lock_tokens_of(conn: psycopg.Connection[Any], ids: Collection[int]) -> None:
+    """Keeps others from claiming the tokens of rows until the transaction ends."""
+    conn.execute(
+        "SELECT FROM tallyboard.journal_tokens WHERE journal_id = ANY(%s)"
+        " ORDER BY token, sequence FOR UPDATE",
+        (list(ids),),
+    )
+
+
+def lock_batches(conn: psycopg.Connection[Any], ids: Collection[int]) -> None:
+    """Keeps others from changing rows until the transaction ends."""
+    conn.execute(
+        "SELECT FROM tallyboard.journal WHERE journal_id = ANY(%s) ORDER BY journal_id FOR UPDATE",
+        (list(ids),),
     )
 
 
@@ -320,10 +347,11 @@ def show(conn: psycopg.Connection[Any], ids: Collection[int]) -> set[int]:
     """Says that reads see the scores of these rows; gives those of which they did not before."""
     if not ids:
         return set()
+    lock_batches(conn, ids)
     rows = conn.execute(
         "UPDATE tallyboard.journal SET shown = true"
         " WHERE journal_id = ANY(%s) AND NOT shown RETURNING journal_id",
-        (sorted(ids),),
+        (list(ids),),
     )
     return {row[0] for row in rows}
 
@@ -387,6 +415,16 @@ def batches_by_id(conn: psycopg.Connection[Any], ids: Collection[int]) -> list[B
         (list(ids),),
     )
     return [Batch(*row) for row in rows]
+
+
+def texts_with(conn: psycopg.Connection[Any], ids: Collection[int], what: str) -> list[str]:
+    """The texts of those of these rows that contain `what`."""
+    rows = conn.execute(
+        "SELECT batch FROM tallyboard.journal"
+        " WHERE journal_id = ANY(%s) AND position(%s IN batch) > 0",
+        (list(ids), what),
+    )
+    return [row[0] for row in rows]
 
 
 def note_redis_life(conn: psycopg.Connection[Any], run_id: str) -> bool:

@@ -9,10 +9,10 @@ import base64
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from tallyboard_server.postgres.journal import Increment
+from tallyboard_server.postgres.journal import Increment, TokenOf
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import ScriptCall
 from tallyboard_server.redis.flush import call_for
@@ -29,6 +29,8 @@ from tallyboard_server.redis.scores import (
 
 _NAMES: Final = {scripts.ADD: "add", scripts.ADD_WIDE: "add_wide", scripts.SUBMIT: "submit"}
 _SCRIPTS: Final = {name: script for script, name in _NAMES.items()}
+#: What a text that has repeats contains, and no other: within a name its quotes would be escaped.
+REPEAT_MARK: Final = '"repeat":true'
 
 
 class Scores(NamedTuple):
@@ -63,9 +65,16 @@ def encode(call: ScriptCall, repeats: Collection[Part] = ()) -> str:
             parts.append({"token": part.token, "deltas": part.operations})
         if part in repeats:
             parts[-1]["repeat"] = True
-    return json.dumps(
-        {"script": _NAMES[call.script], "parts": parts}, ensure_ascii=False, separators=(",", ":")
-    )
+    return _text({"script": _NAMES[call.script], "parts": parts})
+
+
+def mark_repeats(text: str, tokens: Collection[TokenOf]) -> str:
+    """The same call, whose parts with these tokens are repeats."""
+    found = json.loads(text)
+    for part in found["parts"]:
+        if part["token"] and name_of(Token(*part["token"])) in tokens:
+            part["repeat"] = True
+    return _text(found)
 
 
 def decode(partition: int, text: str, plan_of: PlanOf) -> ScriptCall:
@@ -90,16 +99,29 @@ def decode(partition: int, text: str, plan_of: PlanOf) -> ScriptCall:
 
 def increments_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Increment]:
     """What the call adds to counters, each counter once, without those parts that are repeats."""
-    sums: defaultdict[tuple[str, str], int] = defaultdict(int)
     if call.script is not scripts.SUBMIT:
-        for part in call.parts:
-            if part in repeats:
-                continue
-            for key, delta in part.operations.items():
-                _, _, tenant, counter = parse_counter_key(key.encode())
-                sums[tenant, counter] += delta
+        yield from _added_up(part.operations for part in call.parts if part not in repeats)
+
+
+def increments_in(text: str) -> Iterator[Increment]:
+    """The same for a call that is kept as this text."""
+    return _added_up(
+        part.get("deltas", {}) for part in json.loads(text)["parts"] if not part.get("repeat")
+    )
+
+
+def _added_up(parts: Iterable[Mapping[str, int]]) -> Iterator[Increment]:
+    sums: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for deltas in parts:
+        for key, delta in deltas.items():
+            _, _, tenant, counter = parse_counter_key(key.encode())
+            sums[tenant, counter] += delta
     for (tenant, counter), delta in sums.items():
         yield Increment(tenant, counter, delta)
+
+
+def _text(call: Mapping[str, Any]) -> str:
+    return json.dumps(call, ensure_ascii=False, separators=(",", ":"))
 
 
 def _scores(plan: Plan, columns: Columns) -> dict[str, Any]:
@@ -128,6 +150,17 @@ def tokens_in(text: str) -> Iterator[Token]:
     for part in json.loads(text)["parts"]:
         if part["token"]:
             yield Token(*part["token"])
+
+
+def repeats_in(text: str) -> set[TokenOf]:
+    """Those tokens of a call that is kept as this text whose parts are repeats."""
+    parts = json.loads(text)["parts"]
+    return {name_of(Token(*part["token"])) for part in parts if part.get("repeat")}
+
+
+def name_of(token: Token) -> TokenOf:
+    """What the journal knows a token by."""
+    return TokenOf(token.key, int(token.sequence or 0))
 
 
 def scores_of(call: ScriptCall, repeats: Collection[Part] = ()) -> Iterator[Scores]:

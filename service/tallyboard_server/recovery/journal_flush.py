@@ -1,15 +1,15 @@
 """What one transaction of a worker's journal writes, and what becomes of it after the commit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter
 
 from tallyboard_server.postgres import journal as rows
-from tallyboard_server.postgres.journal import OPEN, Batch, Standing
+from tallyboard_server.postgres.journal import OPEN, Batch, Standing, TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.recovery import overlay, repeats
-from tallyboard_server.recovery.batches import encode, increments_of, scores_of
+from tallyboard_server.recovery.batches import encode, increments_of, scores_in, scores_of
 from tallyboard_server.recovery.standing import FOUND_BY_ALL, SEEN_BY_ALL, PartitionFollower
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import Amendment, ScriptCall, Why
@@ -118,6 +118,8 @@ class JournalFlush:
         is_new = not (self.may_be_committed and _are_there(conn, new))
         if is_new:
             self._add(conn, new)
+        # Before any row is locked, as whoever removes rows has it.
+        rows.release_tokens(conn, [pair for entry in self.amended for pair in _leaving(entry)])
         self._show(conn, new if is_new else ())
         for entry in self.amended:
             _rewrite(conn, entry)
@@ -211,16 +213,20 @@ class JournalFlush:
         scored = [entry for entry in self.stays if entry.call.script is scripts.SUBMIT]
         # A row that was there may have been added when its partition was first journaled for.
         added = {entry.number for entry in new}
-        hidden = added | rows.show(conn, {entry.number for entry in scored} - added)
-        overlay.add(
-            conn,
-            [
-                (entry.call.partition, scores)
-                for entry in scored
-                if entry.number in hidden
-                for scores in scores_of(entry.call, self.repeats)
-            ],
-        )
+        found = [
+            (entry.call.partition, scores)
+            for entry in scored
+            if entry.number in added
+            for scores in scores_of(entry.call, self.repeats)
+        ]
+        # Which parts of others are repeats, their texts say: checkpoints may have marked some.
+        hidden = rows.show(conn, {entry.number for entry in scored} - added)
+        found += [
+            (batch.partition, scores)
+            for batch in rows.batches_by_id(conn, hidden)
+            for scores in scores_in(batch.text)
+        ]
+        overlay.add(conn, found)
 
 
 def _rewrite(conn: BoundedConnection, entry: Entry) -> None:
@@ -229,13 +235,19 @@ def _rewrite(conn: BoundedConnection, entry: Entry) -> None:
     Nobody applies it meanwhile: whoever drains a partition waits first for all who found it open,
     and since the row was written it has been open.
     """
-    over = entry.over or {}
-    left = entry.call.without(over)
-    rows.rewrite_batch(
-        conn, entry.number, encode(left), size_of(left), list(increments_of(left)),
-        [repeats.token_of(part) for part in over if part.token is not None],
-    )  # fmt: skip
+    left = entry.call.without(entry.over or {})
+    known = repeats.of_row(conn, entry.number)
+    again = [part for part in left.parts if part.token and repeats.token_of(part) in known]
+    increments = list(increments_of(left, again))
+    rows.rewrite_batch(conn, entry.number, encode(left, again), size_of(left), increments)
     entry.may_be_amended = True
+
+
+def _leaving(entry: Entry) -> Iterator[tuple[TokenOf, int]]:
+    """The tokens of parts that leave a row, with its number: another row may have them."""
+    for part in entry.over or {}:
+        if part.token is not None:
+            yield repeats.token_of(part), entry.number
 
 
 def _are_there(conn: BoundedConnection, entries: Sequence[Entry]) -> bool:

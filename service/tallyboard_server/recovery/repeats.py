@@ -1,15 +1,24 @@
 """Tokens of parts that are on their way to the journal, and were there before.
 
 A part whose token is known is a repeat, or another attempt at the same update: only Redis can tell
-whether the first one was applied, so it is written all the same, and counts for reads once.
+whether the first one was applied, so it is written all the same, and counts for reads once. It does
+so with the row that had the token first, until a checkpoint has it, by whichever row.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.journal import TokenOf
 from tallyboard_server.postgres.pool import BoundedConnection
-from tallyboard_server.recovery.batches import tokens_in
+from tallyboard_server.recovery.batches import (
+    REPEAT_MARK,
+    increments_in,
+    mark_repeats,
+    name_of,
+    repeats_in,
+    tokens_in,
+)
 from tallyboard_server.redis.calls import PRODUCER_RING
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.rings import parse_slot
@@ -18,7 +27,7 @@ from tallyboard_server.redis.rings import parse_slot
 def token_of(part: Part) -> TokenOf:
     """The token of a part that has one."""
     assert part.token is not None
-    return TokenOf(part.token.key, int(part.token.sequence or 0))
+    return name_of(part.token)
 
 
 def claim(conn: BoundedConnection, parts: Iterable[tuple[Part, int]]) -> dict[Part, str]:
@@ -71,11 +80,42 @@ def checkpointed(conn: BoundedConnection, parts: Sequence[Part]) -> dict[Part, s
     return repeats
 
 
+def of_row(conn: BoundedConnection, row: int) -> set[TokenOf]:
+    """Tokens of a row whose parts are repeats; it stays as it is until the transaction ends."""
+    rows.lock_batches(conn, (row,))
+    return {token for batch in rows.batches_by_id(conn, (row,)) for token in repeats_in(batch.text)}
+
+
+def remove_applied(
+    conn: BoundedConnection, partitions: Collection[int], ids: Collection[int]
+) -> None:
+    """Removes the rows that a checkpoint has, in its transaction.
+
+    What they repeat has counted with other rows, which may stay: a worker has committed them, and
+    never sent them. From now on it counts with the checkpoint.
+
+    Args:
+        partitions: theirs; the caller has locked their rows, so nobody has them journaled for now.
+        ids: the rows' numbers.
+    """
+    # Tokens before rows, as those do who write them, and both in their order.
+    rows.lock_tokens_of(conn, ids)
+    counted: dict[int, set[TokenOf]] = defaultdict(set)
+    applied = {
+        token for text in rows.texts_with(conn, ids, REPEAT_MARK) for token in repeats_in(text)
+    }
+    for token, (first, *_) in rows.rows_of_tokens(conn, applied).items() if applied else ():
+        counted[first].add(token)
+    gone = set(ids)
+    rows.lock_batches(conn, gone | set(counted))
+    for batch in rows.batches_by_id(conn, set(counted) - gone):
+        text = mark_repeats(batch.text, counted[batch.journal_id])
+        increments = list(increments_in(text))
+        rows.rewrite_batch(conn, batch.journal_id, text, batch.updates, increments)
+    rows.delete_batches(conn, partitions, ids)
+
+
 def _notes(conn: BoundedConnection, ids: Collection[int]) -> dict[TokenOf, str]:
     """What is kept with the tokens of rows."""
     batches = rows.batches_by_id(conn, ids) if ids else []
-    return {
-        TokenOf(token.key, int(token.sequence or 0)): token.note
-        for batch in batches
-        for token in tokens_in(batch.text)
-    }
+    return {name_of(token): token.note for batch in batches for token in tokens_in(batch.text)}
