@@ -7,9 +7,11 @@ from typing import Final
 
 import pytest
 
+from tallyboard_server.errors import SequenceTooOld
 from tallyboard_server.leaderboards.model import Leaderboard, UpdatePolicy, WindowKind
 from tallyboard_server.postgres.durable import read_counts
 from tallyboard_server.redis import keys
+from tallyboard_server.redis.calls import PRODUCER_RING
 from tallyboard_server.redis.operations import Token, Write
 from tallyboard_server.redis.scores import Plan
 from tests.checkpoints.keepers import running
@@ -204,6 +206,51 @@ def test_it_counts_once_though_it_is_repeated_again_and_again(
     keeper.wipe()
     keeper.checkpointer.checkpoint_all()
     assert (keeper.count(name), _durable(keeper, name), keeper.rows()) == (5, [5], 0)
+
+
+def test_what_is_journaled_when_its_stream_is_far_ahead_counts_once(
+    desk: Desk, stopper: Stopper, keeper: Keeper
+) -> None:
+    """The worker was stopped before its commit, and went on when the repeat was checkpointed."""
+    name, stream = _name(), _name()
+    for sequence in (1, 1 + PRODUCER_RING):
+        assert _ok(desk.write(add(name, 5, producer(sequence, stream))))
+    keeper.checkpointer.checkpoint_all()
+    stopper.commit(add(name, 5, producer(1, stream)))
+    committed = _durable(keeper, name)
+    _drain(keeper, desk, stopper.desk)
+    assert (committed, keeper.count(name)) == ([10], 10)
+
+
+@pytest.mark.parametrize("before", [0, 2, 4], ids="{} gaps before its commit".format)
+def test_what_its_ring_has_forgotten_counts_once(
+    desk: Desk, stopper: Stopper, keeper: Keeper, before: int
+) -> None:
+    """The worker was stopped before its commit; now Redis can't tell about its row any more."""
+    name, stream = _name(), _name()
+    later = [1 + gap * 2 * PRODUCER_RING for gap in range(5)]
+    for sequence in later[: before + 1]:
+        assert _ok(desk.write(add(name, 5, producer(sequence, stream))))
+    keeper.checkpointer.checkpoint_all()
+    stopper.commit(add(name, 5, producer(1, stream)))
+    for sequence in later[before + 1 :]:
+        assert _ok(desk.write(add(name, 5, producer(sequence, stream))))
+    _drain(keeper, desk, stopper.desk)
+    assert (keeper.count(name), keeper.rejected()) == (25, [])
+
+
+def test_what_nobody_can_tell_about_is_not_journaled_for_later(desk: Desk, keeper: Keeper) -> None:
+    """It may have counted, so its caller is told what Redis would say."""
+    name, stream = _name(), _name()
+    for gap in range(5):
+        assert _ok(desk.write(add(name, 5, producer(1 + gap * 2 * PRODUCER_RING, stream))))
+    keeper.checkpointer.checkpoint_all()
+    _close(keeper, desk)
+    write = desk.write(add(name, 5, producer(1, stream)))
+    journaled = _durable(keeper, name)
+    keeper.drain()
+    assert isinstance(write.error, SequenceTooOld)
+    assert (journaled, keeper.count(name)) == ([25], 25)
 
 
 def test_reads_find_it_once_while_it_is_repeated_and_checkpointed(

@@ -27,6 +27,7 @@ from tallyboard_server.redis.calls import (
     LinkSequences,
     ScriptCall,
     settle_seen,
+    settle_too_old,
     unanswered,
 )
 from tallyboard_server.redis.flush import MERGING, call_for
@@ -348,12 +349,20 @@ def _both_away(why: str) -> Unavailable:
     return Unavailable(f"Redis does not take it, and neither does Postgres: {why}")
 
 
-def _end(call: ScriptCall, repeats: Mapping[Part, str] = MappingProxyType({})) -> None:
-    """Its row is committed: whatever happens, it will be applied."""
+def _end(call: ScriptCall, repeats: Mapping[Part, str | None] = MappingProxyType({})) -> None:
+    """Its row is committed: whatever happens, it will be applied, or was by another one.
+
+    Args:
+        repeats: see JournalFlush.
+    """
     for part in call.parts:
+        note = repeats.get(part, "")
+        if note is None:
+            settle_too_old(part)
+            continue
         part.journaled = True
         if part in repeats:
-            settle_seen(part, repeats[part])
+            settle_seen(part, note)
         else:
             part.done()
 

@@ -66,7 +66,8 @@ class JournalFlush:
         back: not journaled, for Redis takes it after all.
         amended: calls whose rows lose some of their parts; what is left goes on.
         lost: calls of which nobody can tell whether their rows have these parts.
-        repeats: parts whose tokens the journal has already, and the notes that it keeps with them.
+        repeats: parts whose tokens the journal or a checkpoint has already, and the notes that are
+            kept with them; None of those that are too old for anybody to tell.
         may_be_committed: whether a commit was begun.
         hidden_for: seconds for which some worker may still think that a partition is open.
     """
@@ -83,7 +84,7 @@ class JournalFlush:
         self._store = store
         self._follower = follower
         self._journals_first = journals_first
-        self.repeats: dict[Part, str] = {}
+        self.repeats: dict[Part, str | None] = {}
         self.may_be_committed = False
         self._clear()
 
@@ -191,9 +192,12 @@ class JournalFlush:
         for entry, number in zip(unnumbered, rows.new_ids(conn, len(unnumbered)), strict=True):
             entry.row = number
         parts = [(part, entry.number) for entry in new for part in entry.call.parts]
-        self.repeats = repeats.claim(conn, parts)
+        claimed = repeats.claim(conn, parts)
+        self.repeats = dict(claimed)
         if self._journals_first:
-            self.repeats |= repeats.checkpointed(conn, [part for part, _ in parts])
+            for part, note in repeats.checkpointed(conn, [part for part, _ in parts]).items():
+                # What the ring has forgotten, the journal may know.
+                self.repeats[part] = claimed.get(part) if note is None else note
         increments = [
             (entry.number, increment)
             for entry in new

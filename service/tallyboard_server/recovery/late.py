@@ -13,6 +13,7 @@ import psycopg
 
 from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.journal import TokenOf
+from tallyboard_server.recovery.batches import repeats_in
 from tallyboard_server.redis.calls import ScriptCall
 from tallyboard_server.redis.keys import late_key
 from tallyboard_server.redis.operations import Part, Token
@@ -72,11 +73,19 @@ def judge(
 def _carriers(
     conn: psycopg.Connection[Any], tokens: Collection[TokenOf]
 ) -> dict[TokenOf, dict[int, bool]]:
-    """By token, the rows that have it, and whether they are in the journal still."""
+    """By token, the rows that have it, and whether no checkpoint is known to have what they do.
+
+    One has it when a row is gone, or when the first one is a repeat: of what came before it.
+    """
     held = rows.rows_of_tokens(conn, tokens)
     every = {row for numbers in held.values() for row in numbers}
-    there = {batch.journal_id for batch in rows.batches_by_id(conn, every)} if every else set()
-    return {token: {row: row in there for row in numbers} for token, numbers in held.items()}
+    there = {batch.journal_id: batch.text for batch in rows.batches_by_id(conn, every)}
+    again = {first: repeats_in(there[first]) for first, *_ in held.values() if first in there}
+    found = {}
+    for token, (first, *others) in held.items():
+        found[token] = {row: row in there for row in others}
+        found[token][first] = first in there and token not in again[first]
+    return found
 
 
 def _is_elsewhere(carriers: Mapping[int, bool], row: int | None, applied: Collection[int]) -> bool:
@@ -84,11 +93,9 @@ def _is_elsewhere(carriers: Mapping[int, bool], row: int | None, applied: Collec
 
     A row that is not noted with its token came when another had it, which a checkpoint has by now.
     """
-    if row not in carriers:
+    if row is None or not carriers.get(row):
         return True
-    return any(
-        other in applied or not is_there for other, is_there in carriers.items() if other != row
-    )
+    return any(other in applied or not waits for other, waits in carriers.items() if other != row)
 
 
 def make_late(part: Part) -> None:

@@ -58,16 +58,17 @@ def claim(conn: BoundedConnection, parts: Iterable[tuple[Part, int]]) -> dict[Pa
     return repeats
 
 
-def checkpointed(conn: BoundedConnection, parts: Sequence[Part]) -> dict[Part, str]:
+def checkpointed(conn: BoundedConnection, parts: Sequence[Part]) -> dict[Part, str | None]:
     """Parts that a checkpoint has already, as their tokens say; with their notes.
 
-    Their rows are gone, and reads would count them a second time.
+    Their rows are gone, and reads would count them a second time. So it is with those of which the
+    ring has forgotten whether it has them, noted as None: they are not to be applied any more.
     """
     having = [(part, part.token) for part in parts if part.token is not None]
     if not having:
         return {}
     held = rows.checkpointed_tokens(conn, {(part.partition, token.key) for part, token in having})
-    repeats = {}
+    repeats: dict[Part, str | None] = {}
     for part, token in having:
         slot = str(int(token.sequence) % PRODUCER_RING).encode() if token.kind == "p" else b""
         value = held.get(token.key, {}).get(slot)
@@ -75,8 +76,12 @@ def checkpointed(conn: BoundedConnection, parts: Sequence[Part]) -> dict[Part, s
             continue
         if token.kind != "p":
             repeats[part] = value.decode()
-        elif (held_slot := parse_slot(value)) and held_slot.newest == int(token.sequence):
-            repeats[part] = held_slot.note.decode()
+        elif held_slot := parse_slot(value):
+            was_applied = held_slot.applied(int(token.sequence))
+            if held_slot.newest == int(token.sequence):
+                repeats[part] = held_slot.note.decode()
+            elif was_applied is not False:
+                repeats[part] = "" if was_applied else None
     return repeats
 
 

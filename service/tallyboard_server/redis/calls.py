@@ -361,13 +361,18 @@ def _settle_known(
         if part in notes:
             settle_seen(part, notes[part].decode(), durable)
         elif part in too_old:
-            part.done(SequenceTooOld(_TOO_OLD))
+            settle_too_old(part)
         elif link_too_old and part.token is None:
             part.done(unanswered(part, "the link's sequence was forgotten"))
         else:
             continue
         over.add(part)
     outcome.send_rest(call, over)
+
+
+def settle_too_old(part: Part) -> None:
+    """Ends a part of which nobody can tell any more whether it was applied."""
+    part.done(SequenceTooOld(_TOO_OLD))
 
 
 def settle_seen(part: Part, note: str, durable: bool = True) -> None:
