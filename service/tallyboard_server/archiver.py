@@ -11,7 +11,6 @@ from typing import Any, Final
 import psycopg
 import structlog
 from prometheus_client import Counter, Histogram
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
@@ -29,7 +28,7 @@ from tallyboard_server.postgres.entries import (
 )
 from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.leaderboards import find_by_keys
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis import windows
 from tallyboard_server.redis.client import run
 from tallyboard_server.redis.definitions import partitions_of
@@ -64,7 +63,7 @@ class Archiver:
     def __init__(
         self,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         checkpointer: Checkpointer,
         partitions: int,
         clock: Callable[[], int],

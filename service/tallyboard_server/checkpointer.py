@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 import psycopg
 import structlog
 from prometheus_client import Counter, Histogram
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.leaderboards.checkpoints import TakenEntries, write_taken_entries
@@ -31,7 +30,7 @@ from tallyboard_server.postgres.checkpoints import (
     write_values,
 )
 from tallyboard_server.postgres.journal import OPEN, read_standings
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, TooLate
 from tallyboard_server.recovery.repeats import remove_applied
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
@@ -161,9 +160,7 @@ class Checkpointer:
         partitions: how many there are.
     """
 
-    def __init__(
-        self, redis: Redis, pool: ConnectionPool[BoundedConnection], partitions: int
-    ) -> None:
+    def __init__(self, redis: Redis, pool: BoundedPool, partitions: int) -> None:
         folder = resources.files("tallyboard_server.redis") / "lua"
         self._take = redis.register_script((folder / "checkpoint.lua").read_text())
         self._forget = redis.register_script((folder / "checkpointed.lua").read_text())
@@ -175,7 +172,11 @@ class Checkpointer:
         """Copies all that changed before the call; the cost follows what changed.
 
         Args:
-            deadline: of time.monotonic(); no step is begun after it.
+            deadline: of time.monotonic(); no step is begun after it, and no transaction under way
+                then is committed.
+
+        Raises:
+            TooLate: all was copied, and Postgres could not be told in time when.
         """
         started = time.monotonic()
         survey = self._survey()
@@ -189,19 +190,17 @@ class Checkpointer:
                 _add(done, self._cut(group, deadline))
             except _ChangedMidway:
                 unfinished.update(group)
-            except _OutOfTime:
+            except (_OutOfTime, TooLate):
                 waiting |= dict.fromkeys(group, 0)
                 break
         unfinished.update(waiting)
-        for partition in self._worth_waiting_for(done.busy, unfinished):
+        for partition in self._worth_waiting_for(done.busy, unfinished, deadline):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
                 _add(done, self._cut([partition], deadline, LOCK_WAIT))
-            except (psycopg.errors.LockNotAvailable, _ChangedMidway, _OutOfTime):
+            except (psycopg.errors.LockNotAvailable, _ChangedMidway, _OutOfTime, TooLate):
                 unfinished.add(partition)
-        if survey.clean:
-            with self._pool.connection() as conn:
-                mark_checkpointed(conn, survey.clean, survey.at)
+        self._mark_clean(survey, deadline, is_last=not unfinished)
         seconds = time.monotonic() - started
         _SECONDS.observe(seconds)
         return CheckpointResult(
@@ -214,28 +213,56 @@ class Checkpointer:
             older=tuple(sorted(done.older)),
         )
 
-    def _worth_waiting_for(self, busy: Sequence[int], unfinished: set[int]) -> list[int]:
+    def _mark_clean(self, survey: _Survey, deadline: float | None, *, is_last: bool) -> None:
+        """Notes that the others were up to date; with more left to do, that may wait too.
+
+        Raises:
+            TooLate: the deadline has passed, and this was the last there was to do.
+        """
+        if not survey.clean:
+            return
+        try:
+            with self._pool.until(deadline) as conn:
+                mark_checkpointed(conn, survey.clean, survey.at)
+        except TooLate:
+            if is_last:
+                raise
+
+    def _worth_waiting_for(
+        self, busy: Sequence[int], unfinished: set[int], deadline: float | None
+    ) -> list[int]:
         """Those of them that whoever has them soon lets go of; the rest is unfinished."""
         if not busy:
             return []
-        with self._pool.connection() as conn:
-            standings = read_standings(conn, busy)
+        try:
+            with self._pool.until(deadline) as conn:
+                standings = read_standings(conn, busy)
+        except TooLate:
+            unfinished.update(busy)
+            return []
         open_ones = {standing.partition for standing in standings if standing.state == OPEN}
         unfinished.update(set(busy) - open_ones)
         return sorted(open_ones)
 
-    def checkpoint_partition(self, partition: int, limit: int = STEP) -> Copied:
+    def checkpoint_partition(
+        self, partition: int, limit: int = STEP, deadline: float | None = None
+    ) -> Copied:
         """Copies all that changed in one partition; gives how much that was.
 
         Args:
             partition: which one.
             limit: most keys and entries a step, one script call.
+            deadline: of time.monotonic(); nothing is committed after it.
 
         Raises:
+            TooLate: the deadline passed; nothing was committed.
             PartitionFenced: see there.
             psycopg.errors.LockNotAvailable: somebody else held the partition for 5 s.
         """
-        cut = self._cut([partition], None, LOCK_WAIT, limit)
+        try:
+            cut = self._cut([partition], deadline, LOCK_WAIT, limit)
+        except _OutOfTime:
+            raise TooLate from None
         if cut.fenced or cut.older:
             raise PartitionFenced(f"Redis or Postgres doesn't have this life of {partition}")
         return Copied(cut.copied[partition], cut.entries[partition])
@@ -269,7 +296,7 @@ class Checkpointer:
     ) -> _Cut:
         """One transaction over some partitions; without `wait`, over those that are free."""
         checkpoint, cut = uuid.uuid4().hex, _Cut()
-        with self._pool.connection() as conn:
+        with self._pool.until(deadline) as conn:
             if wait is None:
                 lives, cut.busy = try_lock_partitions(conn, partitions)
             else:

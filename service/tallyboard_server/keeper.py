@@ -15,7 +15,6 @@ from typing import Final
 import psycopg
 import structlog
 from prometheus_client import Counter, Gauge
-from psycopg_pool import ConnectionPool
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -23,7 +22,7 @@ from tallyboard_server.archiver import Archiver
 from tallyboard_server.checkpointer import Checkpointer, CheckpointResult
 from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.checkpoints import oldest_checkpoint
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, open_pool
 from tallyboard_server.publisher import Publisher
 from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.service import Restoring
@@ -83,7 +82,7 @@ class Keeper:
         self,
         settings: Settings,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         stopping: threading.Event,
         clock: Callable[[], int] = now_micros,
     ) -> None:

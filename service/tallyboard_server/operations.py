@@ -10,7 +10,6 @@ from threading import Lock
 from typing import Final, Protocol
 
 import psycopg
-from psycopg_pool import ConnectionPool
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -18,7 +17,7 @@ from tallyboard_server.checkpointer import Checkpointer, CheckpointResult, Parti
 from tallyboard_server.errors import DeadlineExceeded, NotImplementedYet, Overloaded, Unavailable
 from tallyboard_server.postgres.journal import count_batches
 from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.postgres.tenants import TenantPage, list_tenants
 from tallyboard_server.recovery.drift import note_drift
 from tallyboard_server.recovery.findings import Verified
@@ -29,6 +28,9 @@ from tallyboard_server.settings import Settings, mask_url
 
 # Up to here the batches of the journal are counted; above, their number is worked out.
 _COUNTED_BATCHES: Final = 10_000
+# Of the time that a question for the state has, what is left when Postgres does not answer.
+_MOST_RESERVED: Final = 0.25
+_SHARE_RESERVED: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Operations:
     def __init__(
         self,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         fences: Fences,
         settings: Settings,
         verifier: Verifier,
@@ -142,10 +144,15 @@ class Operations:
         self._verifying = Lock()
         self._rebuilding = Lock()
 
-    def state(self) -> ServiceState:
-        """The state now; a store that is away is part of the answer, not an error."""
+    def state(self, deadline: float) -> ServiceState:
+        """The state now; a store that is away is part of the answer, not an error.
+
+        Args:
+            deadline: of time.monotonic(); some of the time is left for the answer.
+        """
         redis, held = self._redis_state()
-        found = self._postgres_state()
+        left = max(0.0, deadline - time.monotonic())
+        found = self._postgres_state(deadline - min(_MOST_RESERVED, left * _SHARE_RESERVED))
         rows = {row.partition: row for row in found.rows}
         partitions = []
         for number in range(self._settings.partitions):
@@ -233,15 +240,16 @@ class Operations:
         ):
             return self._rebuild(partition, deadline)
 
-    def tenants(self, page_size: int, cursor: str | None) -> TenantPage:
+    def tenants(self, page_size: int, cursor: str | None, deadline: float) -> TenantPage:
         """The tenants that have data, page by page.
 
         Raises:
             InvalidArgument: PAGE_INVALID for the cursor.
             Unavailable: Postgres is away.
+            DeadlineExceeded: it has not answered by then, of time.monotonic().
         """
         with postgres_unavailable():
-            return list_tenants(self._pool, page_size, cursor)
+            return list_tenants(self._pool, page_size, cursor, deadline)
 
     def _redis_state(self) -> tuple[StoreState, dict[int, tuple[str | None, int]]]:
         address = mask_url(self._settings.redis_url)
@@ -261,10 +269,10 @@ class Operations:
             found[partition] = (incarnation.decode() if incarnation else None, dirty)
         return StoreState("redis", address, True, str(info["redis_version"])), found
 
-    def _postgres_state(self) -> _Found:
+    def _postgres_state(self, deadline: float) -> _Found:
         address = mask_url(self._settings.postgres_url)
         try:
-            with self._pool.connection() as conn:
+            with self._pool.until(deadline) as conn:
                 version = conn.info.server_version
                 rows, depth = read_partitions(conn), count_batches(conn, _COUNTED_BATCHES)
         except (psycopg.Error, Unavailable) as error:
@@ -303,7 +311,7 @@ def _checkpoint_some(
         if time.monotonic() > deadline:
             raise DeadlineExceeded("not all partitions were copied in time; try again")
         try:
-            copied = checkpointer.checkpoint_partition(partition)
+            copied = checkpointer.checkpoint_partition(partition, deadline=deadline)
             counters += copied.counters
             entries += copied.entries
         except PartitionFenced as error:

@@ -3,14 +3,13 @@
 import time
 from typing import Final
 
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.checkpoints import forget_tokens
 from tallyboard_server.postgres.journal import forget_requests
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis import definitions
 from tallyboard_server.redis.client import run
 
@@ -33,7 +32,7 @@ class Publisher:
     def __init__(
         self,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         partitions: int,
         request_ttl: float,
     ) -> None:

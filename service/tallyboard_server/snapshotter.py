@@ -13,7 +13,6 @@ from typing import Final
 import psycopg
 import structlog
 from prometheus_client import Counter
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.leaderboards.definitions import from_json
@@ -21,7 +20,7 @@ from tallyboard_server.leaderboards.model import Leaderboard, Window
 from tallyboard_server.leaderboards.windows import MICROS, day_at, windows_at
 from tallyboard_server.postgres import snapshots
 from tallyboard_server.postgres.leaderboards import find_by_keys, live_boards
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis.definitions import partitions_of
 
 _PAGE: Final = 500
@@ -54,7 +53,7 @@ class Snapshotter:
 
     def __init__(
         self,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         checkpointer: Checkpointer,
         partitions: int,
         clock: Callable[[], int],
@@ -91,14 +90,18 @@ class Snapshotter:
                 del self._boards[key]
         return taken
 
-    def take_now(self, board: Leaderboard) -> list[snapshots.SnapshotRow]:
+    def take_now(self, board: Leaderboard, deadline: float) -> list[snapshots.SnapshotRow]:
         """The standing of the windows of now, filed under today, in place of an earlier one.
 
+        Args:
+            deadline: of time.monotonic(); each snapshot is there whole by then, or not at all.
+
         Raises:
+            TooLate: not all of them are there.
             PartitionFenced: a partition of the board isn't the one that Postgres follows.
         """
         now = self._clock()
-        return self._take(board, windows_at(board, now), _day_of(day_at(board, now)))
+        return self._take(board, windows_at(board, now), _day_of(day_at(board, now)), deadline)
 
     def _look(self) -> None:
         """Finds boards that are new, or were changed, and days that ended while nobody looked."""
@@ -141,15 +144,19 @@ class Snapshotter:
         return len(taken)
 
     def _take(
-        self, board: Leaderboard, windows: Iterable[Window], day: date
+        self,
+        board: Leaderboard,
+        windows: Iterable[Window],
+        day: date,
+        deadline: float | None = None,
     ) -> list[snapshots.SnapshotRow]:
         for partition in partitions_of(
             board.tenant, board.leaderboard_id, board.segments, self._partitions
         ):
-            self._checkpointer.checkpoint_partition(partition)
+            self._checkpointer.checkpoint_partition(partition, deadline=deadline)
         taken = []
         for window in windows:
-            with self._pool.connection() as conn:
+            with self._pool.until(deadline) as conn:
                 row = snapshots.take(conn, board.board_key, window.window, day, self._clock())
             if row is not None:
                 taken.append(row)

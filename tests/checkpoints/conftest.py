@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, open_pool
 from tallyboard_server.stores import control_client, open_stores
 from tests.checkpoints.keepers import Mortal
 from tests.postgres.support import PARTITIONS, empty_redis, new_database, settings_for
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 
 
 @pytest.fixture

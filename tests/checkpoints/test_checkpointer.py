@@ -8,14 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.postgres.locks import lock_for_transaction
 from tallyboard_server.postgres.partitions import partition_states
-from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
     dirty_key,
@@ -35,7 +34,7 @@ from tests.postgres.support import (
     totals,
 )
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 
 
 def test_a_total_is_the_sum_of_its_shards(

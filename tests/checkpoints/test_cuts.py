@@ -10,11 +10,10 @@ from typing import Final
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
-from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.postgres.pool import BoundedPool, connect
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import (
     dirty_key,
@@ -35,7 +34,7 @@ from tests.checkpoints.keepers import (
 from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import PARTITIONS, put, totals
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 _ROUNDS: Final = 6
 
 

@@ -19,7 +19,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard.v1 import leaderboards_pb2 as pb
@@ -30,7 +29,7 @@ from tallyboard.v1.operations_pb2_grpc import OperationsServiceStub
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.keeper import Keeper
 from tallyboard_server.leaderboards.model import WindowKind as WindowKind
-from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.redis.keys import segment_partition, window_keys
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import control_client, open_stores
@@ -123,9 +122,7 @@ class House:
         self.settings = settings
         self._own = own
         self.redis: Redis = own.enter_context(closing(control_client(settings.redis_url)))
-        self._pool: ConnectionPool[BoundedConnection] = own.enter_context(
-            open_pool(settings.postgres_url, name="test")
-        )
+        self._pool: BoundedPool = own.enter_context(open_pool(settings.postgres_url, name="test"))
         self.site = self.new_worker()
 
     def new_worker(self) -> Site:

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.postgres.migrations import migrate
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, open_pool
 from tests.postgres.support import new_database
 
 
@@ -19,7 +18,7 @@ def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def pool(database: str) -> Iterator[ConnectionPool[BoundedConnection]]:
+def pool(database: str) -> Iterator[BoundedPool]:
     """A pool of a migrated database."""
     migrate(database)
     with open_pool(database) as pool:

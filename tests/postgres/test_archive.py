@@ -6,7 +6,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.leaderboards.model import Entry, RankMethod, SortOrder, TieBreak
 from tallyboard_server.postgres.archive import (
@@ -20,7 +19,7 @@ from tallyboard_server.postgres.archive import (
     standing,
 )
 from tallyboard_server.postgres.entries import archive_window, close_window, write_entries
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tests.postgres.boards import (
     ALL,
     DAILY,
@@ -39,7 +38,7 @@ from tests.postgres.boards import (
     values,
 )
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 in_every_order = pytest.mark.parametrize(("sort_order", "tie_break"), ORDERS)
 LARGE = 100_000
 

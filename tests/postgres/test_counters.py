@@ -5,7 +5,6 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import InvalidArgument
 from tallyboard_server.postgres.checkpoints import ShardValue, mark_checkpointed, write_values
@@ -17,9 +16,9 @@ from tallyboard_server.postgres.counters import (
     prefix_end,
 )
 from tallyboard_server.postgres.partitions import insert_partitions
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.embedded import EmbeddedPostgres
 from tallyboard_server.leaderboards.archived import ArchivedWindow
@@ -14,7 +13,7 @@ from tallyboard_server.leaderboards.durable import DurableWindow
 from tallyboard_server.leaderboards.model import Leaderboard, RankMethod, SortOrder
 from tallyboard_server.postgres.durable import reading
 from tallyboard_server.postgres.migrations import migrate
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, open_pool
 from tallyboard_server.redis.rankings import Anchor
 from tests.postgres.boards import (
     DAILY,
@@ -30,7 +29,7 @@ from tests.postgres.boards import (
 from tests.postgres.support import new_database
 from tests.postgres.test_durable import journal
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 #: Entries that are stored, entries that the journal has instead, and new ones; the board's limit.
 SHAPES = [(60, 0, 0, 0), (60, 20, 10, 0), (0, 0, 9, 0), (60, 20, 10, 25), (0, 0, 0, 0)]
 

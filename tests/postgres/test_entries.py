@@ -7,7 +7,6 @@ from datetime import date, timedelta
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.leaderboards.model import (
     RankMethod,
@@ -35,7 +34,7 @@ from tallyboard_server.postgres.entries import (
     window_rows,
     write_entries,
 )
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool
 from tests.postgres.boards import (
     ALL,
     DAILY,
@@ -58,7 +57,7 @@ from tests.postgres.boards import (
 )
 from tests.waiting import wait_for
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 LATER = NOW + timedelta(seconds=5)
 NOW_MICROS = int(NOW.timestamp()) * 1_000_000
 MOMENTS = [-2_208_988_800_000_001, -1, 0, 1_763_899_999_999_999, 4_102_444_799_999_999]

@@ -9,13 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from tallyboard_server.leaderboards.model import SortOrder, TieBreak, Window, WindowKind
 from tallyboard_server.postgres import leaderboards, snapshots
 from tallyboard_server.postgres.entries import write_entries
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tests.postgres.boards import (
     ALL,
     DAILY,
@@ -33,7 +32,7 @@ from tests.postgres.boards import (
     window_of,
 )
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 
 
 @pytest.mark.parametrize("name", HOSTILE)

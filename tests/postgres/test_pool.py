@@ -12,8 +12,8 @@ from psycopg_pool import PoolTimeout
 from structlog.testing import capture_logs
 
 from tallyboard_server.embedded import EmbeddedPostgres
-from tallyboard_server.errors import Unavailable
-from tallyboard_server.postgres.pool import connect, open_pool, postgres_unavailable
+from tallyboard_server.errors import DeadlineExceeded, Unavailable
+from tallyboard_server.postgres.pool import TooLate, connect, open_pool, postgres_unavailable
 from tests.waiting import wait_for
 
 
@@ -76,6 +76,64 @@ def test_a_pool_finds_a_postgres_that_is_back(own_postgres: EmbeddedPostgres) ->
             return True
 
         assert wait_for(answers, "Postgres to be found", 10)
+
+
+def test_a_deadline_ends_a_statement_and_keeps_the_connection(database: str) -> None:
+    with open_pool(database, max_size=1) as pool:
+        with pool.connection() as conn:
+            backend = conn.info.backend_pid
+        started = time.monotonic()
+        with pytest.raises(TooLate), pool.until(started + 0.3) as conn:
+            conn.execute("SELECT pg_sleep(5)")
+        assert time.monotonic() - started < 1
+        with pool.connection() as conn:
+            assert conn.info.backend_pid == backend
+            assert conn.execute("SHOW statement_timeout").fetchone() == ("10s",)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commit", "rollback"])
+def test_a_deadline_bounds_the_end_of_a_transaction(database: str, fails: bool) -> None:
+    stopped = []
+
+    def transact(deadline: float) -> None:
+        with pool.until(deadline) as conn:
+            conn.execute("SELECT txid_current()")
+            stopped.append(conn.info.backend_pid)
+            os.kill(conn.info.backend_pid, signal.SIGSTOP)
+            if fails:
+                raise KeyError
+
+    with open_pool(database) as pool:
+        started = time.monotonic()
+        with pytest.raises(KeyError if fails else TooLate):
+            transact(started + 0.3)
+        seconds = time.monotonic() - started
+        os.kill(stopped[0], signal.SIGCONT)
+    assert seconds < 1
+
+
+def test_a_connection_that_is_silent_is_not_given_to_anybody(database: str) -> None:
+    with open_pool(database, max_size=1, wait=0.3) as pool:
+        with pool.connection() as conn:
+            backend = conn.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        started = time.monotonic()
+        try:
+            with pytest.raises(PoolTimeout), pool.connection():
+                pass
+            assert time.monotonic() - started < 1
+        finally:
+            os.kill(backend, signal.SIGCONT)
+
+
+def test_callers_are_told_that_their_deadline_has_passed(database: str) -> None:
+    with (
+        open_pool(database) as pool,
+        pytest.raises(DeadlineExceeded),
+        postgres_unavailable(),
+        pool.until(time.monotonic()),
+    ):
+        pass
 
 
 def test_callers_are_told_that_postgres_is_away() -> None:

@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.leaderboards.model import Entry, SortOrder, TieBreak, Window, WindowKind
 from tallyboard_server.postgres import leaderboards
 from tallyboard_server.postgres.entries import erase_member, write_entries
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.snapshots import (
     SnapshotRow,
     find_snapshot,
@@ -37,7 +36,7 @@ from tests.postgres.boards import (
 )
 from tests.waiting import wait_for
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 DAYS = [date(2026, 11, number) for number in range(20, 25)]
 
 

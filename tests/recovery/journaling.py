@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Final, Self
 
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer
@@ -16,7 +15,7 @@ from tallyboard_server.leaderboards.boards import row_of
 from tallyboard_server.leaderboards.model import Leaderboard
 from tallyboard_server.leaderboards.service import now_micros
 from tallyboard_server.postgres.leaderboards import insert
-from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.admission import RedisAdmission
 from tallyboard_server.recovery.batches import Scores
@@ -191,9 +190,7 @@ class Keeper:
     def __enter__(self) -> Self:
         settings, own = self._settings, self._stack
         self.redis: Redis = own.enter_context(closing(control_client(settings.redis_url)))
-        self.pool: ConnectionPool[BoundedConnection] = own.enter_context(
-            open_pool(settings.postgres_url, max_size=6)
-        )
+        self.pool: BoundedPool = own.enter_context(open_pool(settings.postgres_url, max_size=6))
         self._fences = Fences({})
         store = RedisStore(
             settings.redis_url,

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.counters.durable import DurableCounts
 from tallyboard_server.counters.model import Count, Fallback, Source
@@ -20,12 +19,12 @@ from tallyboard_server.errors import DeadlineExceeded, Overloaded, TallyboardErr
 from tallyboard_server.postgres.checkpoints import ShardValue, write_values
 from tallyboard_server.postgres.migrations import migrate
 from tallyboard_server.postgres.partitions import insert_partitions
-from tallyboard_server.postgres.pool import BoundedConnection, open_pool
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, open_pool
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tests.postgres.support import new_database
 from tests.waiting import wait_for
 
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 PARTITIONS = 4
 SHARDING = Sharding(PARTITIONS, 4, {}, [], 4, 0)
 CHECKPOINTED = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

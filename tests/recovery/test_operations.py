@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 from prometheus_client import REGISTRY
-from psycopg_pool import ConnectionPool
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
@@ -19,7 +18,7 @@ from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.errors import NotImplementedYet, Overloaded, Unavailable
 from tallyboard_server.operations import Condition, Operations, Rebuild
-from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
@@ -33,7 +32,7 @@ from tests.postgres.support import PARTITIONS, empty_redis, new_database, put, s
 opened, house = live.opened, live.house
 
 NOWHERE = {"redis": "redis://127.0.0.1:1", "postgres": "postgresql://127.0.0.1:1/x"}
-Pool = ConnectionPool[BoundedConnection]
+Pool = BoundedPool
 
 
 class Done(NamedTuple):
@@ -65,7 +64,9 @@ class Desk:
             open_pool(postgres_url, wait=0.2 if "postgres" in away else 5.0) as pool,
         ):
             verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
-            return Operations(redis, pool, self.fences, self.settings, verifier).state()
+            return Operations(redis, pool, self.fences, self.settings, verifier).state(
+                time.monotonic() + 10
+            )
 
     def sql(self, query: str, *arguments: Any) -> None:
         """Changes Postgres."""

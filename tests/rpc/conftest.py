@@ -17,7 +17,8 @@ from tallyboard_server.worker import Worker
 from tests.conftest import make_short_folder
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -41,7 +42,7 @@ def settings(stores: tuple[EmbeddedRedis, EmbeddedPostgres]) -> Settings:
         Settings(),
         redis_url=redis.url,
         postgres_url=postgres.url,
-        listen=f"127.0.0.1:{_free_port()}",
+        listen=f"127.0.0.1:{free_port()}",
         shards_by_prefix={"one:": 1, "many:": 64},
     )
 

@@ -1,7 +1,9 @@
 """What the domain of counters hands out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 MAX_VALUE = (1 << 63) - 1
 MIN_VALUE = -(1 << 63)
@@ -24,6 +26,21 @@ class Fallback(Enum):
     NEVER = "NEVER"
     FRESH = "FRESH"
     ANY_AGE = "ANY_AGE"
+
+
+class MakeDurable(Protocol):
+    """Copies partitions to Postgres now, before what is not journaled is acknowledged."""
+
+    def __call__(self, partitions: Iterable[int], deadline: float | None = None) -> None:
+        """Copies them.
+
+        Args:
+            deadline: when to give up, of time.monotonic(); None: when a store doesn't answer.
+
+        Raises:
+            Unavailable: a store is away.
+            DeadlineExceeded: it takes longer.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class RequestIds:
                 [("SET", key, fingerprint, "NX", "EX", self._ttl), ("GET", key)], deadline
             )
         except Unavailable as error:
-            found = self._store.claim_elsewhere(tenant, request_id, fingerprint, error)
+            found = self._store.claim_elsewhere(tenant, request_id, fingerprint, error, deadline)
         if found is None:
             raise Unavailable("the request id could not be remembered")
         if found.removesuffix(_COMPLETED) != fingerprint:

@@ -1,11 +1,9 @@
 """All of a worker's counters: writer, reader, streams, watches and lists, put together."""
 
 import threading
-from collections.abc import Callable, Iterable
-
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.counters.durable import DurableCounts
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.reads import CountReader
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
@@ -15,7 +13,7 @@ from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.counters.writes import CounterWriter
 from tallyboard_server.errors import shutting_down
 from tallyboard_server.postgres.counters import CounterPage, list_counters
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
@@ -39,10 +37,10 @@ class Counters:
         store: RedisStore,
         wide: WideCounters,
         sharding: Sharding,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         settings: Settings,
         hub: WatchHub,
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
         durable_reads: DurableReads | None = None,
     ) -> None:
         requests = RequestIds(store, sharding.partitions, int(settings.request_id_ttl))
@@ -80,17 +78,24 @@ class Counters:
             self._streams.discard(stream)
 
     def list(
-        self, tenant: str, prefix: str, order_by: str, page_size: int, page_token: str
+        self,
+        tenant: str,
+        prefix: str,
+        order_by: str,
+        page_size: int,
+        page_token: str,
+        deadline: float,
     ) -> CounterPage:
         """A page of counters from Postgres.
 
         Raises:
             InvalidArgument: the order or the token is not one of ours.
             Unavailable: Postgres is away.
+            DeadlineExceeded: it has not answered by then, of time.monotonic().
         """
         with postgres_unavailable():
             return list_counters(
-                self._pool, tenant, prefix, order_by, page_size, page_token or None
+                self._pool, tenant, prefix, order_by, page_size, page_token or None, deadline
             )
 
     def drain(self) -> None:

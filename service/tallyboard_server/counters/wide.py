@@ -6,11 +6,11 @@ refused to the wide key, where Redis itself checks 64 bits.
 
 import threading
 import time
-from collections.abc import Callable, Iterable
 from queue import Full, Queue
 
 import structlog
 
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.errors import (
     OutOfRange,
@@ -45,7 +45,7 @@ class WideCounters:
         store: RedisStore,
         sharding: Sharding,
         timeout: float,
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
     ) -> None:
         """Starts the thread.
 

@@ -1,11 +1,11 @@
 """Writes of counters: one delta, many, and what clears a counter."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tallyboard_server.counters.merge import in_range, largest
-from tallyboard_server.counters.model import MAX_VALUE
+from tallyboard_server.counters.model import MAX_VALUE, MakeDurable
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
@@ -44,7 +44,7 @@ class CounterWriter:
         sharding: Sharding,
         wide: WideCounters,
         requests: RequestIds,
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
     ) -> None:
         """Keeps them.
 
@@ -182,7 +182,7 @@ class CounterWriter:
         write = self._store.write(parts, len(shards), deadline, raises=False)
         _raise_error(write)
         if self._make_durable is not None:
-            self._make_durable({partition for partition, _ in shards})
+            self._make_durable({partition for partition, _ in shards}, deadline)
         return write.existed > 0, write.duplicate
 
     def add_parts(

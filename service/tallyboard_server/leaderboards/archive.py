@@ -5,14 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import DeadlineExceeded
 from tallyboard_server.leaderboards.loads import Command, Values, WindowLoad
 from tallyboard_server.leaderboards.model import Leaderboard, Window, WindowState
 from tallyboard_server.postgres.checkpoints import lock_partition
 from tallyboard_server.postgres.entries import StoredEntry, entry_page, find_window
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import segment_of, segment_partition, window_keys
 from tallyboard_server.redis.store import RedisStore
@@ -26,9 +24,7 @@ _LOCK_WAIT: Final = 5.0
 class WindowLoader:
     """Loads windows for one worker. Several may load the same one: it is the same to all."""
 
-    def __init__(
-        self, store: RedisStore, pool: ConnectionPool[BoundedConnection], partitions: int
-    ) -> None:
+    def __init__(self, store: RedisStore, pool: BoundedPool, partitions: int) -> None:
         self._store = store
         self._pool = pool
         self._partitions = partitions
@@ -47,7 +43,7 @@ class WindowLoader:
             segment_partition(board.tenant, board.leaderboard_id, segment, self._partitions)
             for segment in range(min(board.segments, self._partitions))
         ]
-        with postgres_unavailable(), self._pool.connection() as conn:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             if find_window(conn, board.board_key, window.window) is None:
                 return False
             for partition in sorted(places):

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import (
     Aborted,
@@ -39,7 +38,7 @@ from tallyboard_server.leaderboards.model import (
 from tallyboard_server.leaderboards.windows import WindowCache, resolve
 from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.entries import window_rows
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis import definitions
 from tallyboard_server.redis.fences import closed
@@ -104,7 +103,7 @@ class Boards:
     def __init__(
         self,
         store: RedisStore,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         partitions: int,
         clock: Callable[[], int],
         durable: DurableReads | None = None,
@@ -166,7 +165,7 @@ class Boards:
             board, board_key=secrets.token_hex(8), revision=revision, created_at=now, updated_at=now
         )
         contents = to_json(replace(board, board_key="", revision=0, created_at=0, updated_at=0))
-        with self._transaction() as conn:
+        with self._transaction(deadline) as conn:
             known = self._claim(conn, board.tenant, request_id, f"create\0{contents}", board)
             if known is None:
                 rows.insert(conn, row_of(board))
@@ -203,7 +202,7 @@ class Boards:
             new, duplicate = self._update(tenant, leaderboard_id, change, etag, claim, deadline)
         except _FencesFirst as first:
             # Committed first: whatever happens then, the keeper opens the fences again.
-            with self._transaction() as conn:
+            with self._transaction(deadline) as conn:
                 rows.unsync(conn, first.board_key)
             new, duplicate = self._update(
                 tenant, leaderboard_id, change, etag, claim, deadline, may_fence=True
@@ -224,7 +223,7 @@ class Boards:
         may_fence: bool = False,
     ) -> tuple[Leaderboard, bool]:
         """The transaction of an update. It holds the row, so that nobody else moves the fences."""
-        with self._transaction() as conn:
+        with self._transaction(deadline) as conn:
             board_key = _find(conn, tenant, leaderboard_id).board_key
             row = rows.lock_board(conn, board_key, wait=True)
             if row is None or row.deleted_at is not None:
@@ -258,17 +257,17 @@ class Boards:
 
         That is what a server leaves behind that died between two steps of a change.
         """
-        with suppress(NotFound), self._transaction() as conn:
+        with suppress(NotFound), self._transaction(deadline) as conn:
             found = _find(conn, tenant, leaderboard_id)
             row = rows.lock_board(conn, found.board_key, wait=False)
             if row is not None and row.deleted_at is None:
                 self._tell(from_json(row.definition), deadline)
 
     def list(
-        self, tenant: str, prefix: str, page_size: int, page_token: str
+        self, tenant: str, prefix: str, page_size: int, page_token: str, deadline: float
     ) -> "tuple[builtins.list[Leaderboard], str]":
         """A page of definitions by id, from Postgres, and the token of the next one."""
-        with self._transaction() as conn:
+        with self._transaction(deadline) as conn:
             page = rows.list_boards(conn, tenant, prefix, page_size, page_token or None)
         return [from_json(row.definition) for row in page.rows], page.next_cursor or ""
 
@@ -281,7 +280,7 @@ class Boards:
             NotFound, Aborted, InvalidArgument, Unavailable: see `update`.
         """
         contents = f"delete\0{leaderboard_id}\0{etag}"
-        with self._transaction() as conn:
+        with self._transaction(deadline) as conn:
             if request_id:
                 known = rows.claim_request(conn, tenant, request_id, _fingerprint(contents), "")
                 if known is not None:
@@ -297,7 +296,7 @@ class Boards:
             }
         self._publish(replace(board, revision=deleted.revision), deadline, deleted=True)
         live = self._drop_windows(board, deadline)
-        self._purge(board.board_key)
+        self._purge(board.board_key, deadline)
         return sum((live | archived).values()), False
 
     def live_windows(self, board: Leaderboard, deadline: float) -> dict[str, int]:
@@ -323,8 +322,8 @@ class Boards:
         return counts
 
     @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        with postgres_unavailable(), self._pool.connection() as conn:
+    def _transaction(self, deadline: float) -> Iterator[psycopg.Connection[Any]]:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             yield conn
 
     def _known_revision(self, board: Leaderboard, deadline: float) -> int:
@@ -344,7 +343,7 @@ class Boards:
     def _publish(self, board: Leaderboard, deadline: float, *, deleted: bool = False) -> None:
         """Tells Redis of a revision, and Postgres that Redis knows."""
         self._tell(board, deadline, deleted=deleted)
-        with self._transaction() as conn:
+        with self._transaction(deadline) as conn:
             rows.mark_synced(conn, board.board_key, board.revision)
 
     def _tell(self, board: Leaderboard, deadline: float, *, deleted: bool = False) -> None:
@@ -410,13 +409,14 @@ class Boards:
                     counts[window.decode()] = counts.get(window.decode(), 0) + size
         return counts
 
-    def _purge(self, board_key: str) -> None:
+    def _purge(self, board_key: str, deadline: float) -> None:
         """Removes rows for a while; the keeper goes on with what is left."""
         until = time.monotonic() + _PURGE_SECONDS
-        while time.monotonic() < until:
-            with self._transaction() as conn:
-                if rows.purge(conn, board_key, _PURGE_STEP):
-                    return
+        with suppress(DeadlineExceeded):
+            while time.monotonic() < until:
+                with self._transaction(deadline) as conn:
+                    if rows.purge(conn, board_key, _PURGE_STEP):
+                        return
 
     def _load(self, tenant: str, leaderboard_id: str, deadline: float) -> Board:
         name = (tenant, leaderboard_id)

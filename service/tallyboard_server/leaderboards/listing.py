@@ -4,8 +4,6 @@ import builtins
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Boards
@@ -20,7 +18,7 @@ from tallyboard_server.leaderboards.model import (
 )
 from tallyboard_server.postgres.durable import window_sizes
 from tallyboard_server.postgres.entries import WindowRow, window_rows
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.recovery.durable_reads import DurableReads
 
 # More windows than a board has: an hour each for eleven years.
@@ -37,7 +35,7 @@ class WindowLister:
 
     def __init__(
         self,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         boards: Boards,
         clock: Callable[[], int],
         durable: DurableReads | None = None,
@@ -111,7 +109,7 @@ class WindowLister:
             with durable.reading(deadline) as conn:
                 sizes = window_sizes(conn, board.board_key)
                 return sizes, window_rows(conn, board.board_key, ALL_WINDOWS)
-        with postgres_unavailable(), self._pool.connection() as conn:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             return live, window_rows(conn, board.board_key, ALL_WINDOWS)
 
     @staticmethod

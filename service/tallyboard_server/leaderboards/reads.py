@@ -5,8 +5,6 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 from typing import Any, Final, Protocol, TypeVar
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import DeadlineExceeded, NotFound, Unavailable
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.boards import Boards
@@ -35,7 +33,7 @@ from tallyboard_server.leaderboards.views import (
     View,
     percentile_of,
 )
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.recovery.durable_reads import DurableReads, as_away
 from tallyboard_server.redis.rankings import Anchor
 from tallyboard_server.redis.scores import element_of
@@ -71,7 +69,7 @@ class EntryReader:
     def __init__(
         self,
         store: RedisStore,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         boards: Boards,
         clock: Callable[[], int],
         most_pages: int,

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from psycopg_pool import ConnectionPool
-
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.errors import NotFound
 from tallyboard_server.leaderboards.boards import Boards
@@ -26,7 +25,7 @@ from tallyboard_server.postgres.entries import (
     find_window,
     window_rows,
 )
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.fences import closed
 from tallyboard_server.redis.keys import (
@@ -76,11 +75,11 @@ class Removals:
     def __init__(
         self,
         store: RedisStore,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         boards: Boards,
         requests: RequestIds,
         clock: Callable[[], int],
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -115,8 +114,8 @@ class Removals:
         window = resolve(board, text, self._clock()) if text else None
         partition = self._partition(board, member)
         self._check_open(partition)
-        self._settle_journal(partition)
-        with self._locked([partition]) as conn:
+        self._settle_journal(partition, deadline)
+        with self._locked([partition], deadline) as conn:
             archived = _archived(conn, board, window)
             places = list(self._places([board], member, deadline))
             if window is not None:
@@ -151,12 +150,12 @@ class Removals:
         if request_id and self._requests.claim(tenant, request_id, contents, deadline):
             return 0, 0, 0, True
         by_partition: defaultdict[int, list[Leaderboard]] = defaultdict(list)
-        for board in self._all_boards(tenant):
+        for board in self._all_boards(tenant, deadline):
             by_partition[self._partition(board, member)].append(board)
         erased = _Erased()
         for partition in sorted(by_partition):
             self._erase_in(partition, by_partition[partition], member, request_id, deadline, erased)
-        with self._locked([]) as conn:
+        with self._locked([], deadline) as conn:
             # No entries are left; what this finds is in snapshots and in boards just deleted.
             erased.add(erase_member(conn, tenant, member, timeout=_left(deadline)))
         if request_id:
@@ -176,8 +175,8 @@ class Removals:
     ) -> None:
         """Erases a member from the boards that have it in one partition."""
         self._check_open(partition)
-        self._settle_journal(partition)
-        with self._locked([partition]) as conn:
+        self._settle_journal(partition, deadline)
+        with self._locked([partition], deadline) as conn:
             places = list(self._places(boards, member, deadline))
             archived = {
                 (board.board_key, window) for board in boards for window in _archived(conn, board)
@@ -194,10 +193,10 @@ class Removals:
                 erased.boards.add(name[0])
                 erased.live += name not in archived
 
-    def _all_boards(self, tenant: str) -> Iterator[Leaderboard]:
+    def _all_boards(self, tenant: str, deadline: float) -> Iterator[Leaderboard]:
         token = ""
         while True:
-            boards, token = self._boards.list(tenant, "", _BOARDS_A_PAGE, token)
+            boards, token = self._boards.list(tenant, "", _BOARDS_A_PAGE, token, deadline)
             yield from boards
             if not token:
                 return
@@ -231,13 +230,13 @@ class Removals:
         if self._store.fences.expected(partition) is None:
             raise closed(partition)
 
-    def _settle_journal(self, partition: int) -> None:
+    def _settle_journal(self, partition: int, deadline: float) -> None:
         """Has the journal let go of what Redis has applied.
 
         Otherwise a rebuild would apply scores of the member again that came before the removal.
         """
         if self._make_durable is not None:
-            self._make_durable((partition,))
+            self._make_durable((partition,), deadline)
 
     def _remove(
         self, places: list[_Place], tenant: str, member: str, request_id: str, deadline: float
@@ -275,9 +274,9 @@ class Removals:
             self._store.commands(commands, deadline)
 
     @contextmanager
-    def _locked(self, partitions: list[int]) -> Iterator[Any]:
+    def _locked(self, partitions: list[int], deadline: float) -> Iterator[Any]:
         """A transaction that keeps checkpoints off these partitions."""
-        with postgres_unavailable(), self._pool.connection() as conn:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             for partition in partitions:
                 lock_partition(conn, partition, _LOCK_WAIT)
             yield conn

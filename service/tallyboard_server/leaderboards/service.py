@@ -2,10 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from psycopg_pool import ConnectionPool
-
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.errors import shutting_down
 from tallyboard_server.leaderboards import windows as calendar
@@ -17,7 +16,7 @@ from tallyboard_server.leaderboards.routes import Routes
 from tallyboard_server.leaderboards.stream import ScoreStream
 from tallyboard_server.leaderboards.watch import TopSource
 from tallyboard_server.leaderboards.writes import ScoreWriter
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.recovery.durable_reads import DurableReads
 from tallyboard_server.redis.store import RedisStore
 from tallyboard_server.settings import Settings
@@ -45,11 +44,11 @@ class Leaderboards:
     def __init__(
         self,
         store: RedisStore,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         hub: WatchHub,
         settings: Settings,
         clock: Callable[[], int] = now_micros,
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
         durable_reads: DurableReads | None = None,
     ) -> None:
         self._store = store

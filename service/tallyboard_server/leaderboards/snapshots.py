@@ -5,7 +5,6 @@ import time
 from datetime import date
 from typing import Final, NamedTuple
 
-from psycopg_pool import ConnectionPool
 from redis.exceptions import RedisError
 
 from tallyboard_server.checkpointer import PartitionFenced
@@ -22,7 +21,7 @@ from tallyboard_server.leaderboards.cursors import Cursor, decode_cursor, encode
 from tallyboard_server.leaderboards.model import Entry, Leaderboard
 from tallyboard_server.names import name_problem
 from tallyboard_server.postgres import snapshots as rows
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.postgres.snapshots import SnapshotRow
 from tallyboard_server.snapshotter import Snapshotter
 
@@ -40,9 +39,7 @@ class SnapshotPage(NamedTuple):
 class Snapshots:
     """Reads and takes snapshots for one worker. Deadlines are values of `time.monotonic()`."""
 
-    def __init__(
-        self, pool: ConnectionPool[BoundedConnection], boards: Boards, snapshotter: Snapshotter
-    ) -> None:
+    def __init__(self, pool: BoundedPool, boards: Boards, snapshotter: Snapshotter) -> None:
         self._pool = pool
         self._boards = boards
         self._snapshotter = snapshotter
@@ -73,7 +70,7 @@ class Snapshots:
         after = None
         if page_token:
             after = _after(board, decode_cursor(page_token, *arguments))
-        with postgres_unavailable(), self._pool.connection() as conn:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             found = rows.list_snapshots(
                 conn,
                 board.board_key,
@@ -118,7 +115,7 @@ class Snapshots:
         start = 0
         if page_token:
             start = decode_cursor(page_token, *arguments).updated_at
-        with postgres_unavailable(), self._pool.connection() as conn:
+        with postgres_unavailable(), self._pool.until(deadline) as conn:
             snapshot = rows.find_snapshot(conn, board.board_key, window, of_day)
             if snapshot is None:
                 raise NotFound(
@@ -147,7 +144,7 @@ class Snapshots:
                 raise DeadlineExceeded("not all leaderboards were done in time; try again")
             try:
                 with postgres_unavailable():
-                    found = self._snapshotter.take_now(board)
+                    found = self._snapshotter.take_now(board, deadline)
             except PartitionFenced as error:
                 raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
             except RedisError as error:
@@ -164,7 +161,7 @@ class Snapshots:
         boards: builtins.list[Leaderboard] = []
         token = ""
         while True:
-            page, token = self._boards.list(tenant, "", _BOARDS_A_PAGE, token)
+            page, token = self._boards.list(tenant, "", _BOARDS_A_PAGE, token, deadline)
             boards += page
             if not token:
                 return boards

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from threading import BoundedSemaphore
 from typing import Any, Final, NamedTuple, Protocol
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import NotFound, Overloaded
 from tallyboard_server.leaderboards import windows as calendar
 from tallyboard_server.leaderboards.archived import ArchivedWindow
@@ -27,7 +25,7 @@ from tallyboard_server.leaderboards.model import (
 from tallyboard_server.postgres import archive
 from tallyboard_server.postgres.durable import has_journal, partition_ages
 from tallyboard_server.postgres.entries import WindowRow, find_window
-from tallyboard_server.postgres.pool import BoundedConnection, postgres_unavailable
+from tallyboard_server.postgres.pool import BoundedPool, postgres_unavailable
 from tallyboard_server.redis.keys import segment_partition
 from tallyboard_server.redis.rankings import Anchor, mean_of
 from tallyboard_server.redis.store import RedisStore
@@ -84,26 +82,30 @@ class Archives:
         clock: the time now in µs since the epoch.
     """
 
-    def __init__(self, pool: ConnectionPool[BoundedConnection], clock: Callable[[], int]) -> None:
+    def __init__(self, pool: BoundedPool, clock: Callable[[], int]) -> None:
         self._pool = pool
         self._clock = clock
         self._slots = BoundedSemaphore(_ARCHIVE_SLOTS)
 
     @contextmanager
     def find(
-        self, board: Leaderboard, window: Window, method: RankMethod
+        self, board: Leaderboard, window: Window, method: RankMethod, deadline: float
     ) -> Iterator[tuple[ArchivedWindow, WindowRow] | None]:
         """The archive of a window that Redis does not have; None: it is new, and empty.
 
+        Args:
+            deadline: when the last look into it is to be over, of time.monotonic().
+
         Raises:
             NotFound: there is none, and the window is not one that may still be written to.
+            Unavailable, DeadlineExceeded: Postgres doesn't answer.
         """
         now = self._clock()
         is_open = takes_scores(board, window, now)
         if is_open and (window.ends_at is None or now < window.ends_at):
             yield None
             return
-        with self._slot(), postgres_unavailable(), archive.standing(self._pool) as conn:
+        with self._slot(), postgres_unavailable(), archive.standing(self._pool, deadline) as conn:
             row = archive.archived_window(conn, board.board_key, window.window)
             if row is None and is_open:
                 yield None
@@ -170,7 +172,7 @@ class LiveView:
         stamp = Stamp(time.time(), Source.LIVE)
         found = self.window(window, method).members(names)
         if not found.exists and not self._live_only:
-            with self._archives.find(self._board, window, method) as archived:
+            with self._archives.find(self._board, window, method, self._deadline) as archived:
                 if archived is not None:
                     held, row = archived
                     return held.members(names), _archived_at(row)
@@ -194,7 +196,7 @@ class LiveView:
             return found, stamp
         if found is None and live.exists():
             return None, stamp
-        with self._archives.find(self._board, window, method) as archived:
+        with self._archives.find(self._board, window, method, self._deadline) as archived:
             if archived is None:
                 return found, stamp
             held, row = archived
@@ -209,7 +211,9 @@ class LiveView:
         if ends.exists:
             mean = mean_of(ends.sums, ends.size) if ends.size else None
             return _stats(window, live, ends.size, mean, percentiles, stamp)
-        with self._archives.find(self._board, window, RankMethod.ORDINAL) as archived:
+        with self._archives.find(
+            self._board, window, RankMethod.ORDINAL, self._deadline
+        ) as archived:
             if archived is None:
                 return Stats(window.window, 0, None, None, None, (), *stamp)
             held, row = archived

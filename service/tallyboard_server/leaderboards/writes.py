@@ -1,12 +1,11 @@
 """Writes of leaderboards: one score, many, and what takes entries away."""
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from psycopg_pool import ConnectionPool
-
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.requests import RequestIds
 from tallyboard_server.errors import (
     DeadlineExceeded,
@@ -33,7 +32,7 @@ from tallyboard_server.leaderboards.model import (
 from tallyboard_server.leaderboards.reads import EntryReader
 from tallyboard_server.leaderboards.removals import Removals
 from tallyboard_server.leaderboards.routes import Route, Routes
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis.keys import score_request_key, segment_of
 from tallyboard_server.redis.operations import Token, Write
 from tallyboard_server.redis.scores import Columns, ScorePart, ScoresRefused, code_of
@@ -65,13 +64,13 @@ class ScoreWriter:
     def __init__(
         self,
         store: RedisStore,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         boards: Boards,
         routes: Routes,
         reader: EntryReader,
         requests: RequestIds,
         request_ttl: int,
-        make_durable: Callable[[Iterable[int]], None] | None = None,
+        make_durable: MakeDurable | None = None,
     ) -> None:
         self._store = store
         self._routes = routes

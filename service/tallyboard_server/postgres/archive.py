@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.leaderboards.model import Entry, RankMethod, WindowState
 from tallyboard_server.postgres.entries import WindowRow, find_window
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool
 from tallyboard_server.postgres.statements import statement
 
 _RANKS: Final[Mapping[RankMethod, LiteralString]] = {
@@ -46,13 +45,16 @@ class RankedEntry(NamedTuple):
 
 
 @contextmanager
-def standing(pool: ConnectionPool[BoundedConnection]) -> Iterator[BoundedConnection]:
+def standing(pool: BoundedPool, deadline: float | None = None) -> Iterator[BoundedConnection]:
     """A connection whose reads all see the same moment; for all that makes up one answer.
 
     Without it, a window could be ranked anew between two of them.
+
+    Args:
+        deadline: when all of them are to be over, of time.monotonic().
     """
-    with pool.connection() as conn:
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    begin = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+    with pool.until(deadline, begin=begin) as conn:
         yield conn
 
 

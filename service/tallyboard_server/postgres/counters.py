@@ -5,11 +5,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import FieldViolation, InvalidArgument
 from tallyboard_server.postgres.checkpoints import oldest_checkpoint
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.statements import statement
 
 BY_COUNTER: Final = "counter"
@@ -37,12 +35,13 @@ class CounterPage(NamedTuple):
 
 
 def list_counters(
-    pool: ConnectionPool[BoundedConnection],
+    pool: BoundedPool,
     tenant: str,
     prefix: str,
     order_by: str,
     page_size: int,
     cursor: str | None = None,
+    deadline: float | None = None,
 ) -> CounterPage:
     """One page of the tenant's counters whose names start with `prefix` (empty: all of them).
 
@@ -53,6 +52,7 @@ def list_counters(
         order_by: BY_COUNTER (by the bytes of the name) or BY_VALUE (equal ones by name).
         page_size: most rows, at least 1.
         cursor: `next_cursor` of the page before, with the same prefix and order.
+        deadline: when to give up, of time.monotonic().
 
     Raises:
         InvalidArgument: FIELD_INVALID for the order, PAGE_INVALID for the cursor.
@@ -73,7 +73,7 @@ def list_counters(
     name = "list_by_counter"
     if order_by == BY_VALUE:
         name = "list_by_value_after" if after else "list_by_value"
-    with pool.connection() as conn:
+    with pool.until(deadline) as conn:
         as_of = oldest_checkpoint(conn)
         rows = [
             CounterRow(counter, int(value), updated_at)

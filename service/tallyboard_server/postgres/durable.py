@@ -10,10 +10,9 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.postgres.journal import OPEN
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool
 from tallyboard_server.postgres.statements import statement
 
 # Answers have to come from indexes whatever the planner thinks of the tables, which may never have
@@ -30,11 +29,10 @@ BY_INDEX: Final = ";".join(
 # put all scores into order.
 BY_TABLE: Final = ";".join(f"SET LOCAL enable_{method} = on" for method in _METHODS)
 BY_SCORE: Final = "SET LOCAL enable_hashagg = off;SET LOCAL work_mem = '64MB'"
-_GRACE: Final = 0.1
 _BEGIN: Final = (
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
     # Many read at the same time; more processes would only get into each other's way.
-    f"SET LOCAL max_parallel_workers_per_gather = 0;{BY_INDEX}"
+    f"SET LOCAL max_parallel_workers_per_gather = 0;{BY_INDEX};"
 )
 
 
@@ -58,26 +56,19 @@ class DurableCount(NamedTuple):
 
 
 @contextmanager
-def reading(
-    pool: ConnectionPool[BoundedConnection], wait: float, patience: float
-) -> Iterator[BoundedConnection]:
+def reading(pool: BoundedPool, wait: float, patience: float) -> Iterator[BoundedConnection]:
     """A connection for the reads of one answer, which all see the same moment.
 
     Args:
         wait: seconds that may go by until there is a connection.
-        patience: seconds that all of the reads may take together.
+        patience: seconds that it may take together with all of the reads.
 
     Raises:
+        TooLate: it took longer.
         psycopg.Error: Postgres is away, or takes too long.
     """
-    with pool.connection(wait) as conn:
-        # Postgres ends what takes too long; we ourselves give up when it does not even do that.
-        conn.answer_by = time.monotonic() + patience + _GRACE
-        try:
-            conn.execute(f"{_BEGIN};SET LOCAL statement_timeout = {max(1, int(patience * 1e3))}")
-            yield conn
-        finally:
-            conn.answer_by = None
+    with pool.until(time.monotonic() + patience, wait=wait, begin=_BEGIN) as conn:
+        yield conn
 
 
 def partition_ages(conn: psycopg.Connection[Any]) -> dict[int, PartitionAge]:

@@ -5,9 +5,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 
 
 class PartitionRow(NamedTuple):
@@ -58,7 +57,7 @@ def read_partitions(conn: psycopg.Connection[Any]) -> list[PartitionRow]:
     return [PartitionRow(*row) for row in rows]
 
 
-def partition_states(pool: ConnectionPool[BoundedConnection]) -> list[PartitionRow]:
+def partition_states(pool: BoundedPool) -> list[PartitionRow]:
     """All rows, by partition, for whoever shows them.
 
     Raises:

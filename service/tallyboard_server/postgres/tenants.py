@@ -4,11 +4,9 @@ import base64
 import time
 from typing import Final, NamedTuple
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import FieldViolation, InvalidArgument
 from tallyboard_server.postgres.leaderboards import count_boards
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.statements import statement
 
 # Seconds after which a page ends early: the counters of a large tenant take a while to count.
@@ -31,7 +29,7 @@ class TenantPage(NamedTuple):
 
 
 def list_tenants(
-    pool: ConnectionPool[BoundedConnection], page_size: int, cursor: str | None = None
+    pool: BoundedPool, page_size: int, cursor: str | None = None, deadline: float | None = None
 ) -> TenantPage:
     """One page of the tenants by the bytes of their names; it may hold fewer than asked for.
 
@@ -39,6 +37,7 @@ def list_tenants(
         pool: where to read.
         page_size: most rows, at least 1.
         cursor: `next_cursor` of the page before.
+        deadline: when to give up, of time.monotonic().
 
     Raises:
         InvalidArgument: PAGE_INVALID for the cursor.
@@ -47,7 +46,7 @@ def list_tenants(
     after = _decode(cursor) if cursor else ""
     until = time.monotonic() + _PATIENCE
     rows: list[TenantRow] = []
-    with pool.connection() as conn:
+    with pool.until(deadline) as conn:
         found = conn.execute(
             statement("next_tenants"), {"after": after, "limit": page_size + 1}
         ).fetchall()

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.errors import Unavailable
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.verify import (
     Shard,
     ShardName,
@@ -33,7 +31,7 @@ _MOST_STRAYS: Final = 100_000
 class CounterCheck:
     """Comparisons that go on step by step, so that whoever runs them can stop in between."""
 
-    def __init__(self, pool: ConnectionPool[BoundedConnection], looks: Looks) -> None:
+    def __init__(self, pool: BoundedPool, looks: Looks) -> None:
         self._pool = pool
         self._looks = looks
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import hiredis
 import structlog
 from prometheus_client import Counter
-from psycopg_pool import ConnectionPool
 
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.errors import OutOfRange
 from tallyboard_server.leaderboards.definitions import to_json
@@ -22,7 +22,7 @@ from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.entries import WindowRow
 from tallyboard_server.postgres.journal import Batch, Standing
 from tallyboard_server.postgres.locks import locked
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool
 from tallyboard_server.recovery.batches import decode, encode
 from tallyboard_server.recovery.late import judge, make_late
 from tallyboard_server.recovery.order import waves
@@ -120,9 +120,9 @@ class Drainer:
     def __init__(
         self,
         connect: Callable[[], Connection],
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         wide: WideCounters,
-        make_durable: Callable[[Iterable[int]], None] | None,
+        make_durable: MakeDurable | None,
         load_window: LoadWindow,
         partitions: int,
         clock: Callable[[], int],

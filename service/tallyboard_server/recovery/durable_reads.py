@@ -8,12 +8,12 @@ from typing import Final
 
 import psycopg
 import structlog
-from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import PoolTimeout, TooManyRequests
 
 from tallyboard_server.counters.model import Fallback
 from tallyboard_server.errors import DeadlineExceeded, Overloaded, TallyboardError, Unavailable
 from tallyboard_server.postgres.durable import reading
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, TooLate
 
 # So many calls may read or wait for a connection; another one waits a little to be one of them.
 _MOST_AT_ONCE: Final = 16
@@ -67,7 +67,7 @@ class DurableReads:
             as of now.
     """
 
-    def __init__(self, pool: ConnectionPool[BoundedConnection], *, complete: bool = False) -> None:
+    def __init__(self, pool: BoundedPool, *, complete: bool = False) -> None:
         self._pool = pool
         self.complete = complete
         self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
@@ -144,7 +144,7 @@ class DurableReads:
         now = time.monotonic()
         if isinstance(error, PoolTimeout | TooManyRequests) and self._in_use:
             return _too_many()  # others read, so it is not away
-        is_late = now >= deadline
+        is_late = isinstance(error, TooLate) or now >= deadline
         # One that had little time, or used it up, says nothing about others.
         if not is_late or (not begun and now - started >= _LEAST_WAIT):
             self._note(error)

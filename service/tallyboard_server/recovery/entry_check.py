@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from psycopg_pool import ConnectionPool
-
 from tallyboard_server.leaderboards.model import WindowState
 from tallyboard_server.postgres.entries import StoredEntry
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.verify import (
     BoardHere,
     WindowHere,
@@ -56,7 +54,7 @@ class EntryCheck:
 
     def __init__(
         self,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         looks: Looks,
         partitions: int,
         clock: Callable[[], int],

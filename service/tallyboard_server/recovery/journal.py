@@ -14,11 +14,10 @@ from typing import Final
 
 import psycopg
 import structlog
-from psycopg_pool import ConnectionPool
 
-from tallyboard_server.errors import Overloaded, Unavailable, shutting_down
+from tallyboard_server.errors import DeadlineExceeded, Overloaded, Unavailable, shutting_down
 from tallyboard_server.postgres import journal as rows
-from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, TooLate, connect
 from tallyboard_server.recovery.journal_flush import Entry, Item, JournalFlush, size_of
 from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.redis.calls import (
@@ -64,7 +63,7 @@ class JournalWriter:
     def __init__(
         self,
         conninfo: str,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         store: RedisStore,
         follower: PartitionFollower,
         *,
@@ -133,17 +132,20 @@ class JournalWriter:
                 self._waiting += size_of(amendment)
                 self._queue.put(amendment)
 
-    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes, deadline: float) -> bytes:
         """Notes what a request id stands for; gives what it stood for first.
 
         Raises:
             Unavailable: Postgres is away too.
+            DeadlineExceeded: it has not answered by then, of time.monotonic().
         """
         if self._down is not None:
             raise _both_away(self._down)
         try:
-            with self._pool.connection() as conn:
+            with self._pool.until(deadline) as conn:
                 return rows.claim_request(conn, tenant, request_id, fingerprint)
+        except TooLate as error:
+            raise DeadlineExceeded(str(error)) from error
         except psycopg.Error as error:
             raise _both_away(str(error).strip()) from error
 

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.postgres.locks import lock_for_transaction
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.postgres.verify import read_life
 
 _LOCK_WAIT: Final = 5.0
@@ -23,7 +22,7 @@ class OpenPartition(NamedTuple):
     incarnation: str
 
     @contextmanager
-    def held(self, pool: ConnectionPool[BoundedConnection]) -> Iterator[psycopg.Connection[Any]]:
+    def held(self, pool: BoundedPool) -> Iterator[psycopg.Connection[Any]]:
         """A transaction during which no checkpoint, erasure or rebuild moves the partition.
 
         Raises:

@@ -12,7 +12,6 @@ from typing import Final
 import psycopg
 import structlog
 from prometheus_client import Gauge
-from psycopg_pool import ConnectionPool
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -20,7 +19,7 @@ from tallyboard_server.errors import TallyboardError
 from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.journal import JOURNALING, OPEN, REBUILDING
 from tallyboard_server.postgres.partitions import PartitionRow, read_partitions
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.recovery import overlay
 from tallyboard_server.recovery.drain import Drainer, NotReady, RedisAway
 from tallyboard_server.recovery.rebuild import PartitionBusy
@@ -65,7 +64,7 @@ class Restorer:
     def __init__(
         self,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         drainer: Drainer,
         rebuild: Callable[[Sequence[int]], object],
         fences: Fences,

@@ -7,10 +7,10 @@ from contextlib import ExitStack, closing
 from typing import Final, Self
 
 import psycopg
-from psycopg_pool import ConnectionPool
 from redis.exceptions import RedisError
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
+from tallyboard_server.counters.model import MakeDurable
 from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.counters.wide import WideCounters
 from tallyboard_server.errors import DeadlineExceeded, Unavailable
@@ -20,7 +20,7 @@ from tallyboard_server.postgres import journal as rows
 from tallyboard_server.postgres.checkpoints import read_lives
 from tallyboard_server.postgres.entries import WindowRow
 from tallyboard_server.postgres.locks import locked
-from tallyboard_server.postgres.pool import BoundedConnection, connect, open_pool
+from tallyboard_server.postgres.pool import BoundedPool, TooLate, connect, open_pool
 from tallyboard_server.recovery.boards import BoardLoader
 from tallyboard_server.recovery.drain import Drainer, LoadWindow
 from tallyboard_server.recovery.rebuild import (
@@ -125,13 +125,15 @@ class Restoring:
         self._stack.close()
 
 
-def make_durable(checkpointer: Checkpointer) -> Callable[[Iterable[int]], None]:
+def make_durable(checkpointer: Checkpointer) -> MakeDurable:
     """A function that copies partitions to Postgres now, and raises Unavailable if it can't."""
 
-    def copy(partitions: Iterable[int]) -> None:
+    def copy(partitions: Iterable[int], deadline: float | None = None) -> None:
         try:
             for partition in sorted(partitions):
-                checkpointer.checkpoint_partition(partition)
+                checkpointer.checkpoint_partition(partition, deadline=deadline)
+        except TooLate as error:
+            raise DeadlineExceeded(str(error)) from error
         except (RedisError, psycopg.Error, PartitionFenced) as error:
             raise Unavailable(f"a very large counter can't be made durable: {error}") from error
 
@@ -172,7 +174,7 @@ def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
     return load
 
 
-def hand_over(pool: ConnectionPool[BoundedConnection]) -> Callable[[int], int]:
+def hand_over(pool: BoundedPool) -> Callable[[int], int]:
     """What a rebuild ends with: the restorer drains the journal and opens the partition."""
 
     def end(partition: int) -> int:
@@ -185,7 +187,7 @@ def hand_over(pool: ConnectionPool[BoundedConnection]) -> Callable[[int], int]:
 def rebuild_on_demand(
     settings: Settings,
     checkpointer: Checkpointer,
-    pool: ConnectionPool[BoundedConnection],
+    pool: BoundedPool,
     clock: Callable[[], int],
 ) -> Callable[[int, float], Rebuilt]:
     """What an operator's request does: it rebuilds a partition whatever Redis holds of it.

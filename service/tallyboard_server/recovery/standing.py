@@ -6,7 +6,6 @@ from typing import Final
 
 import psycopg
 import structlog
-from psycopg_pool import ConnectionPool
 
 from tallyboard_server.postgres.journal import (
     OPEN,
@@ -15,7 +14,7 @@ from tallyboard_server.postgres.journal import (
     note_redis_life,
     read_standings,
 )
-from tallyboard_server.postgres.pool import BoundedConnection, connect
+from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, connect
 from tallyboard_server.recovery import overlay
 from tallyboard_server.redis.fences import Fences
 
@@ -49,7 +48,7 @@ class PartitionFollower:
     def __init__(
         self,
         conninfo: str,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         fences: Fences,
         partitions: int,
     ) -> None:

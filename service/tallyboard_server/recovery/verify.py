@@ -10,13 +10,12 @@ from typing import Final
 
 import psycopg
 from prometheus_client import Counter
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.leaderboards.service import now_micros
-from tallyboard_server.postgres.pool import BoundedConnection
+from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.recovery.counter_check import CounterCheck
 from tallyboard_server.recovery.entry_check import EntryCheck
 from tallyboard_server.recovery.findings import Verified
@@ -46,7 +45,7 @@ class Verifier:
     def __init__(
         self,
         redis: Redis,
-        pool: ConnectionPool[BoundedConnection],
+        pool: BoundedPool,
         checkpointer: Checkpointer,
         partitions: int,
         clock: Callable[[], int] = now_micros,

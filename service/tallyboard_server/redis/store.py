@@ -43,7 +43,7 @@ class Journal(Protocol):
         """
         ...
 
-    def claim(self, tenant: str, request_id: str, fingerprint: bytes) -> bytes:
+    def claim(self, tenant: str, request_id: str, fingerprint: bytes, deadline: float) -> bytes:
         """Notes what a request id stands for; gives what it stood for first.
 
         Raises:
@@ -148,7 +148,7 @@ class RedisStore:
         self._writes.submit(items, size)
 
     def claim_elsewhere(
-        self, tenant: str, request_id: str, fingerprint: bytes, error: Unavailable
+        self, tenant: str, request_id: str, fingerprint: bytes, error: Unavailable, deadline: float
     ) -> bytes:
         """Claims a request id in the journal, where Redis did not take it.
 
@@ -157,7 +157,7 @@ class RedisStore:
         """
         if self._journal is None:
             raise error
-        return self._journal.claim(tenant, request_id, fingerprint)
+        return self._journal.claim(tenant, request_id, fingerprint, deadline)
 
     def _strand(self, items: Sequence[Part | ScriptCall], why: str) -> None:
         """Hands to the journal what belongs there; the rest fails."""

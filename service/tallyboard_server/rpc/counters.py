@@ -146,6 +146,7 @@ class CounterServicer:
             request.order_by or "counter",
             validation.page_size(request.page_size, 100, 1_000),
             request.page_token,
+            caller.deadline,
         )
         as_of = _timestamp_of(page.as_of)
         counts = [

@@ -98,7 +98,7 @@ class LeaderboardServicer:
             validation.check_name("prefix", request.prefix)
         size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
         boards, next_page_token = self._boards.list(
-            caller.tenant, request.prefix, size, request.page_token
+            caller.tenant, request.prefix, size, request.page_token, caller.deadline
         )
         return pb.ListLeaderboardsResponse(
             leaderboards=[definitions.to_proto(board) for board in boards],

@@ -36,7 +36,7 @@ class OperationsServicer:
 
     def get_status(self, request: pb.GetStatusRequest, caller: Caller) -> pb.GetStatusResponse:
         """How the stores and the partitions are."""
-        state = self._operations.state()
+        state = self._operations.state(caller.deadline)
         response = pb.GetStatusResponse(
             stores=[
                 pb.StoreStatus(
@@ -102,7 +102,7 @@ class OperationsServicer:
     ) -> pb.ListTenantsResponse:
         """Lists who has data."""
         size = validation.page_size(request.page_size, _DEFAULT_PAGE, _MAX_PAGE)
-        page = self._operations.tenants(size, request.page_token or None)
+        page = self._operations.tenants(size, request.page_token or None, caller.deadline)
         return pb.ListTenantsResponse(
             tenants=[pb.Tenant(**row._asdict()) for row in page.rows],
             next_page_token=page.next_cursor or "",
