@@ -200,7 +200,9 @@ class Settings:
     )
     call_timeout: float = _setting(
         10.0,
-        "Seconds that a call without a deadline of its own may take, 0.1 to 300.",
+        "Seconds that a call may take, whatever its own deadline, 0.1 to 300. Checkpoint, Verify,"
+        " RebuildPartition, TakeSnapshots, DeleteLeaderboard and EraseMember take as long as their"
+        " callers wait, up to an hour.",
         _between(0.1, 300, "seconds"),
     )
     write_threads: int = _setting(

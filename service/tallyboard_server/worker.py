@@ -94,7 +94,9 @@ class Worker:
             opened.token_shards,
             random.randrange(1 << 16),
         )
-        pool = own.enter_context(open_pool(settings.postgres_url, name="tallyboard worker"))
+        pool = own.enter_context(
+            open_pool(settings.postgres_url, name="tallyboard worker", max_size=8)
+        )
         redis = own.enter_context(closing(control_client(settings.redis_url)))
         store = self._open_store(fences)
         durable = None

@@ -19,6 +19,7 @@ from tallyboard_server.leaderboards.model import Leaderboard, TieBreak, Window, 
 from tallyboard_server.leaderboards.windows import has_started, is_open, resolve
 from tallyboard_server.postgres.checkpoints import lock_partition
 from tallyboard_server.postgres.entries import (
+    RANKING_TIMEOUT,
     Erased,
     delete_member,
     erase_member,
@@ -293,8 +294,8 @@ class Removals:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until the deadline, for a statement; at least a moment."""
-    return max(0.1, deadline - time.monotonic())
+    """Seconds that a statement may take: until the deadline, within limits."""
+    return min(RANKING_TIMEOUT, max(0.1, deadline - time.monotonic()))
 
 
 def _removal(place: _Place, member: str) -> Removal:

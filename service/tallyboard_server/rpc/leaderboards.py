@@ -108,7 +108,7 @@ class LeaderboardServicer:
     def delete_leaderboard(
         self, request: pb.DeleteLeaderboardRequest, caller: Caller
     ) -> pb.DeleteLeaderboardResponse:
-        """Deletes a leaderboard and all it has."""
+        """Deletes a leaderboard and all it has; may take as long as the caller waits."""
         validation.check_name("leaderboard_id", request.leaderboard_id)
         request_id = validation.request_id(request.request_id)
         deleted, duplicate = self._boards.delete(

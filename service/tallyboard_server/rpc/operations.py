@@ -1,6 +1,5 @@
 """OperationsService: status, checkpoints, snapshots, comparisons and rebuilds."""
 
-import time
 from collections.abc import Iterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
@@ -19,8 +18,6 @@ from tallyboard_server.rpc.stamps import set_moment
 
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1_000
 _DEFAULT_DIFFERENCES, _MAX_DIFFERENCES = 100, 1_000
-# What a rebuild may take, whatever the caller says.
-_MOST_SECONDS = 3_600.0
 
 
 class OperationsServicer:
@@ -58,7 +55,7 @@ class OperationsServicer:
         return response
 
     def checkpoint(self, request: pb.CheckpointRequest, caller: Caller) -> pb.CheckpointResponse:
-        """A checkpoint now."""
+        """A checkpoint now; may take as long as the caller waits."""
         self._check_partitions(request.partitions)
         result = self._operations.checkpoint(caller.deadline, list(request.partitions))
         return pb.CheckpointResponse(
@@ -87,9 +84,7 @@ class OperationsServicer:
     ) -> pb.RebuildPartitionResponse:
         """Makes a partition of Redis anew; may take as long as the caller waits."""
         validation.check_all("FIELD_INVALID", [("partition", self._problem(request.partition))])
-        left = caller.context.time_remaining()
-        deadline = time.monotonic() + min(_MOST_SECONDS if left is None else left, _MOST_SECONDS)
-        done = self._operations.rebuild(request.partition, deadline)
+        done = self._operations.rebuild(request.partition, caller.deadline)
         return pb.RebuildPartitionResponse(
             counters=done.counters,
             entries=done.entries,
@@ -155,7 +150,7 @@ class OperationsServicer:
     def take_snapshots(
         self, request: pb.TakeSnapshotsRequest, caller: Caller
     ) -> pb.TakeSnapshotsResponse:
-        """Takes daily standings now."""
+        """Takes daily standings now; may take as long as the caller waits."""
         if request.leaderboard_id:
             validation.check_name("leaderboard_id", request.leaderboard_id)
         leaderboards, snapshots = self._snapshots.take(

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from tallyboard.v1 import counters_pb2, leaderboards_pb2, operations_pb2
 from tallyboard_server.errors import NotImplementedYet
 from tallyboard_server.rpc.pool import CallPool
-from tallyboard_server.rpc.stack import Caller, Stack, checked, decoder, encode
+from tallyboard_server.rpc.stack import UNHURRIED, Caller, Stack, checked, decoder, encode
 from tallyboard_server.settings import Settings
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
@@ -29,12 +29,12 @@ _POSTGRES = (
     "tallyboard.v1.LeaderboardService.CreateLeaderboard",
     "tallyboard.v1.LeaderboardService.UpdateLeaderboard",
     "tallyboard.v1.LeaderboardService.ListLeaderboards",
-    "tallyboard.v1.LeaderboardService.DeleteLeaderboard",
     "tallyboard.v1.LeaderboardService.ListWindows",
     "tallyboard.v1.LeaderboardService.DeleteEntry",
-    "tallyboard.v1.LeaderboardService.EraseMember",
 )
 _POSTGRES_THREADS = 4
+# What takes as long as its caller waits has others, so that it does not keep those for long.
+_UNHURRIED_THREADS = 4
 _OTHER_THREADS = 8
 # Threads that tell callers that all threads for streams are taken.
 _REFUSERS = 4
@@ -67,7 +67,16 @@ class Server:
         self._reads = CallPool(settings.read_threads, "reads")
         self._streams = CallPool(settings.stream_threads + _REFUSERS, "streams")
         self._postgres = CallPool(_POSTGRES_THREADS, "postgres")
+        self._unhurried = CallPool(_UNHURRIED_THREADS, "unhurried")
         self._others = CallPool(_OTHER_THREADS, "others")  # health, reflection
+        self._pools = (
+            self._writes,
+            self._reads,
+            self._streams,
+            self._postgres,
+            self._unhurried,
+            self._others,
+        )
         self._server = grpc.server(
             self._others,
             options=(
@@ -122,7 +131,7 @@ class Server:
     def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those under way up to `grace` seconds, then cuts them."""
         self._server.stop(grace).wait()
-        for pool in (self._writes, self._reads, self._streams, self._postgres, self._others):
+        for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _add(self, service: ServiceDescriptor, servicer: object) -> None:
@@ -138,6 +147,8 @@ class Server:
         pool = self._reads if method.name.startswith(_READS) else self._writes
         if method.full_name in _POSTGRES or method.containing_service.name == "OperationsService":
             pool = self._postgres
+        if method.name in UNHURRIED:
+            pool = self._unhurried
         if method.client_streaming or (method.server_streaming and pool is not self._reads):
             pool = self._streams
         if handle is None:
@@ -175,7 +186,7 @@ class Server:
         def call(request: Any, context: grpc.ServicerContext, send: Callable[..., None]) -> None:
             started = time.perf_counter()
             try:
-                handle(checked(request), Caller(context, self._settings.call_timeout), send)
+                handle(checked(request), Caller(context, self._stack.most_seconds(name)), send)
             except Exception as error:
                 self._stack.ended_with(name, context, error, started)
                 send(None)

@@ -34,8 +34,25 @@ _log = structlog.get_logger("tallyboard_server.access")
 Request = TypeVar("Request", bound=Message)
 
 
+# What these do grows with what is stored: they take as long as their callers wait, up to an hour.
+UNHURRIED = frozenset(
+    {
+        "Checkpoint",
+        "DeleteLeaderboard",
+        "EraseMember",
+        "RebuildPartition",
+        "TakeSnapshots",
+        "Verify",
+    }
+)
+_MOST_SECONDS = 3_600.0
+
+
 class Caller:
     """Who calls, and until when.
+
+    Args:
+        most: seconds that the call may take, whatever its own deadline.
 
     Attributes:
         tenant: whose data it is.
@@ -44,11 +61,11 @@ class Caller:
 
     __slots__ = ("context", "deadline", "tenant")
 
-    def __init__(self, context: grpc.ServicerContext, call_timeout: float) -> None:
+    def __init__(self, context: grpc.ServicerContext, most: float) -> None:
         self.context = context
         left = context.time_remaining()
-        if left is None or left > call_timeout:
-            left = call_timeout
+        if left is None or left > most:
+            left = most
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the call was begun; nothing changed")
         self.deadline = time.monotonic() + left
@@ -102,7 +119,7 @@ class Stack:
 
     Args:
         metrics: is told of every call.
-        call_timeout: seconds a call may take that brings no deadline of its own.
+        call_timeout: seconds that a call may take, unless it is one of UNHURRIED.
         max_streams: streams that may be open; each holds a thread.
         log_all: whether calls that end well are logged too.
     """
@@ -119,11 +136,12 @@ class Stack:
         self, method: str, handle: Callable[[Any, Caller], Message | bytes]
     ) -> Callable[[Any, grpc.ServicerContext], Message | bytes]:
         """A handler of a unary call."""
+        most = self.most_seconds(method)
 
         def call(request: Any, context: grpc.ServicerContext) -> Message | bytes:
             started = time.perf_counter()
             try:
-                caller = Caller(context, self._call_timeout)
+                caller = Caller(context, most)
                 response = handle(checked(request), caller)
             except Exception as error:
                 self._abort(method, context, error, started)
@@ -136,12 +154,13 @@ class Stack:
         self, method: str, handle: Callable[[Any, Caller], Iterator[Message]]
     ) -> Callable[[Any, grpc.ServicerContext], Iterator[Message]]:
         """A handler of a call whose responses are a stream; requests may be one too."""
+        most = self.most_seconds(method)
 
         def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Message]:
             started = time.perf_counter()
             try:
                 with self._stream():
-                    yield from handle(requests, Caller(context, self._call_timeout))
+                    yield from handle(requests, Caller(context, most))
             except GeneratorExit:
                 self._ended(method, context, started, "CANCELLED")
                 raise
@@ -150,6 +169,10 @@ class Stack:
             self._ended(method, context, started)
 
         return call
+
+    def most_seconds(self, method: str) -> float:
+        """How long a call may take, whatever its own deadline; what a call without one gets."""
+        return _MOST_SECONDS if method in UNHURRIED else self._call_timeout
 
     @contextmanager
     def _stream(self) -> Iterator[None]:

@@ -83,8 +83,8 @@ const (
 	// been applied. Repeating it is safe with the same `request_id`, or the same producer id and
 	// sequence.
 	ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN ErrorReason = 18
-	// DEADLINE_EXCEEDED: the caller's deadline passed before anything was sent to a store, so nothing
-	// was applied.
+	// DEADLINE_EXCEEDED: the caller's deadline passed, and nothing was counted. Of a change to a
+	// definition and of a deletion some steps may be done: a repeat with the same request_id goes on.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 19
 	// UNAVAILABLE: a queue of the server is full. Nothing was applied; RetryInfo says how long to
 	// wait.

@@ -61,6 +61,9 @@ const (
 // stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
 // LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
 // WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+//
+// DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+// every other call that is not a stream at most 10 s (a setting).
 type LeaderboardServiceClient interface {
 	// Defines a leaderboard.
 	//
@@ -401,6 +404,9 @@ type LeaderboardService_WatchEntriesClient = grpc.ServerStreamingClient[WatchEnt
 // stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
 // LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
 // WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+//
+// DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+// every other call that is not a stream at most 10 s (a setting).
 type LeaderboardServiceServer interface {
 	// Defines a leaderboard.
 	//

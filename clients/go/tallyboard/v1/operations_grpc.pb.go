@@ -46,6 +46,9 @@ const (
 // deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
 // store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
 // to retry.
+//
+// Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+// allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
 type OperationsServiceClient interface {
 	// Answers how the installation is, as this instance sees it. Answers also while a store is away,
 	// and then says so; that is not an error.
@@ -77,8 +80,7 @@ type OperationsServiceClient interface {
 	TakeSnapshots(ctx context.Context, in *TakeSnapshotsRequest, opts ...grpc.CallOption) (*TakeSnapshotsResponse, error)
 	// Compares Redis with Postgres, partition by partition, and streams what it finds: one message
 	// a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-	// that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-	// deadline allows, which here isn't shortened to that of other calls.
+	// that what is merely newer in Redis isn't a difference.
 	//
 	// Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -243,6 +245,9 @@ func (c *operationsServiceClient) UpdateQuota(ctx context.Context, in *UpdateQuo
 // deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
 // store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
 // to retry.
+//
+// Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+// allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
 type OperationsServiceServer interface {
 	// Answers how the installation is, as this instance sees it. Answers also while a store is away,
 	// and then says so; that is not an error.
@@ -274,8 +279,7 @@ type OperationsServiceServer interface {
 	TakeSnapshots(context.Context, *TakeSnapshotsRequest) (*TakeSnapshotsResponse, error)
 	// Compares Redis with Postgres, partition by partition, and streams what it finds: one message
 	// a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-	// that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-	// deadline allows, which here isn't shortened to that of other calls.
+	// that what is merely newer in Redis isn't a difference.
 	//
 	// Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared

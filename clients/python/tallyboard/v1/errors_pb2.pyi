@@ -74,8 +74,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     sequence.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
-    """DEADLINE_EXCEEDED: the caller's deadline passed before anything was sent to a store, so nothing
-    was applied.
+    """DEADLINE_EXCEEDED: the caller's deadline passed, and nothing was counted. Of a change to a
+    definition and of a deletion some steps may be done: a repeat with the same request_id goes on.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: a queue of the server is full. Nothing was applied; RetryInfo says how long to
@@ -201,8 +201,8 @@ been applied. Repeating it is safe with the same `request_id`, or the same produ
 sequence.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
-"""DEADLINE_EXCEEDED: the caller's deadline passed before anything was sent to a store, so nothing
-was applied.
+"""DEADLINE_EXCEEDED: the caller's deadline passed, and nothing was counted. Of a change to a
+definition and of a deletion some steps may be done: a repeat with the same request_id goes on.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 20
 """UNAVAILABLE: a queue of the server is full. Nothing was applied; RetryInfo says how long to

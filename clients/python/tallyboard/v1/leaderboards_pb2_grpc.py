@@ -44,6 +44,9 @@ class LeaderboardServiceStub:
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     def __init__(self, channel):
@@ -163,6 +166,9 @@ class LeaderboardServiceServicer:
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     def CreateLeaderboard(self, request, context):
@@ -490,6 +496,9 @@ class LeaderboardService:
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     @staticmethod

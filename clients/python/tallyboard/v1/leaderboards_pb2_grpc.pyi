@@ -45,6 +45,9 @@ class LeaderboardServiceStub:
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     @_typing.overload
@@ -205,6 +208,9 @@ class LeaderboardServiceAsyncStub(LeaderboardServiceStub):
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -361,6 +367,9 @@ class LeaderboardServiceServicer(metaclass=_abc_1.ABCMeta):
     stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
     LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
     WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+
+    DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+    every other call that is not a stream at most 10 s (a setting).
     """
 
     @_abc_1.abstractmethod

@@ -37,6 +37,9 @@ class OperationsServiceStub:
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     def __init__(self, channel):
@@ -109,6 +112,9 @@ class OperationsServiceServicer:
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     def GetStatus(self, request, context):
@@ -167,8 +173,7 @@ class OperationsServiceServicer:
     def Verify(self, request, context):
         """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
         a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-        that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-        deadline allows, which here isn't shortened to that of other calls.
+        that what is merely newer in Redis isn't a difference.
 
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -296,6 +301,9 @@ class OperationsService:
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     @staticmethod

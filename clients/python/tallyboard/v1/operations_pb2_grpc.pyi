@@ -38,6 +38,9 @@ class OperationsServiceStub:
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     @_typing.overload
@@ -80,8 +83,7 @@ class OperationsServiceStub:
     Verify: _grpc.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
     a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-    that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-    deadline allows, which here isn't shortened to that of other calls.
+    that what is merely newer in Redis isn't a difference.
 
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -130,6 +132,9 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -169,8 +174,7 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Verify: _aio.UnaryStreamMultiCallable[_operations_pb2.VerifyRequest, _operations_pb2.VerifyResponse]  # type: ignore[assignment]
     """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
     a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-    that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-    deadline allows, which here isn't shortened to that of other calls.
+    that what is merely newer in Redis isn't a difference.
 
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -218,6 +222,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
     store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
     to retry.
+
+    Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+    allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
     """
 
     @_abc_1.abstractmethod
@@ -291,8 +298,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.VerifyResponse], _abc.AsyncIterator[_operations_pb2.VerifyResponse]]:
         """Compares Redis with Postgres, partition by partition, and streams what it finds: one message
         a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-        that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-        deadline allows, which here isn't shortened to that of other calls.
+        that what is merely newer in Redis isn't a difference.
 
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared

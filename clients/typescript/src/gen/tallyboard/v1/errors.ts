@@ -85,8 +85,8 @@ export enum ErrorReason {
    */
   ERROR_REASON_OUTCOME_UNKNOWN = 18,
   /**
-   * ERROR_REASON_DEADLINE_EXCEEDED - DEADLINE_EXCEEDED: the caller's deadline passed before anything was sent to a store, so nothing
-   * was applied.
+   * ERROR_REASON_DEADLINE_EXCEEDED - DEADLINE_EXCEEDED: the caller's deadline passed, and nothing was counted. Of a change to a
+   * definition and of a deletion some steps may be done: a repeat with the same request_id goes on.
    */
   ERROR_REASON_DEADLINE_EXCEEDED = 19,
   /**

@@ -7584,6 +7584,9 @@ export const WatchEntriesResponse: MessageFns<WatchEntriesResponse> = {
  * stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
  * LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
  * WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+ *
+ * DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+ * every other call that is not a stream at most 10 s (a setting).
  */
 export type LeaderboardServiceDefinition = typeof LeaderboardServiceDefinition;
 export const LeaderboardServiceDefinition = {
@@ -7889,6 +7892,9 @@ export const LeaderboardServiceDefinition = {
  * stopping. UNAVAILABLE is always safe to retry. Every call that names one leaderboard answers
  * LEADERBOARD_NOT_FOUND (NOT_FOUND) if there is none, and every call that names a window answers
  * WINDOW_INVALID (INVALID_ARGUMENT) or WINDOW_NOT_FOUND (NOT_FOUND).
+ *
+ * DeleteLeaderboard and EraseMember take as long as the caller's deadline allows, up to an hour;
+ * every other call that is not a stream at most 10 s (a setting).
  */
 export type LeaderboardServiceService = typeof LeaderboardServiceService;
 export const LeaderboardServiceService = {

@@ -3661,6 +3661,9 @@ export const UpdateQuotaResponse: MessageFns<UpdateQuotaResponse> = {
  * deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
  * store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
  * to retry.
+ *
+ * Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+ * allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
  */
 export type OperationsServiceDefinition = typeof OperationsServiceDefinition;
 export const OperationsServiceDefinition = {
@@ -3743,8 +3746,7 @@ export const OperationsServiceDefinition = {
     /**
      * Compares Redis with Postgres, partition by partition, and streams what it finds: one message
      * a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-     * that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-     * deadline allows, which here isn't shortened to that of other calls.
+     * that what is merely newer in Redis isn't a difference.
      *
      * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
      * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -3834,6 +3836,9 @@ export const OperationsServiceDefinition = {
  * deadline passes, UNAUTHENTICATED and PERMISSION_DENIED for the credentials, UNAVAILABLE when a
  * store that the call needs is away or the server is full or stopping. UNAVAILABLE is always safe
  * to retry.
+ *
+ * Checkpoint, TakeSnapshots, Verify and RebuildPartition take as long as the caller's deadline
+ * allows, up to an hour (Verify without that limit); every other call at most 10 s (a setting).
  */
 export type OperationsServiceService = typeof OperationsServiceService;
 export const OperationsServiceService = {
@@ -3920,8 +3925,7 @@ export const OperationsServiceService = {
   /**
    * Compares Redis with Postgres, partition by partition, and streams what it finds: one message
    * a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-   * that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-   * deadline allows, which here isn't shortened to that of other calls.
+   * that what is merely newer in Redis isn't a difference.
    *
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -4047,8 +4051,7 @@ export interface OperationsServiceServer extends UntypedServiceImplementation {
   /**
    * Compares Redis with Postgres, partition by partition, and streams what it finds: one message
    * a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-   * that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-   * deadline allows, which here isn't shortened to that of other calls.
+   * that what is merely newer in Redis isn't a difference.
    *
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
@@ -4202,8 +4205,7 @@ export interface OperationsServiceClient extends Client {
   /**
    * Compares Redis with Postgres, partition by partition, and streams what it finds: one message
    * a partition. It changes nothing but that a partition is checkpointed before it is compared, so
-   * that what is merely newer in Redis isn't a difference. It may take as long as the caller's
-   * deadline allows, which here isn't shortened to that of other calls.
+   * that what is merely newer in Redis isn't a difference.
    *
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
