@@ -41,7 +41,7 @@ from tallyboard_server.postgres.partitions import (
 )
 from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.redis.definitions import parse_definition
-from tallyboard_server.redis.durability import WAITAOF, choose_durability
+from tallyboard_server.redis.durability import WAITAOF, choose_durability, missing_replicas
 from tallyboard_server.redis.keys import (
     PARTITION_META,
     dirty_key,
@@ -113,6 +113,9 @@ def open_stores(settings: Settings, *, log: bool = True) -> Opened:
     try:
         _wait_until_loaded(redis)
         mode = choose_durability(redis, settings.durability)
+        warning = missing_replicas(redis, settings.durability)
+        if log and warning:
+            _log.warning(warning)
         opened = _open(settings, redis, mode)
     except RedisError as error:
         problem = f"Redis at {mask_url(settings.redis_url)} can't be used: {error}."

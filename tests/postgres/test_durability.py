@@ -8,10 +8,12 @@ import pytest
 from redis import Redis
 
 from tallyboard_server.embedded import EmbeddedRedis
-from tallyboard_server.redis.durability import choose_durability
+from tallyboard_server.redis.durability import choose_durability, missing_replicas
 from tallyboard_server.startup import StartupError
 from tallyboard_server.stores import control_client
 from tests.postgres.support import RedisOfVersion
+from tests.redis.node import RedisNode
+from tests.waiting import wait_for
 
 
 @pytest.fixture(params=["6.2"])
@@ -81,3 +83,26 @@ def test_a_redis_that_hides_its_settings_is_not_trusted(redis: Redis) -> None:
     redis.execute_command("ACL", "SETUSER", "default", "-config")
     with pytest.raises(StartupError, match="CONFIG GET appendfsync is not allowed"):
         choose_durability(redis, "fsynced")
+
+
+def test_replicas_that_are_missing_are_named(redis: Redis) -> None:
+    said = missing_replicas(redis, "replicated:2")
+    assert said is not None
+    assert "waits for 2 replicas of Redis, and 0 are connected" in said
+
+
+@pytest.mark.parametrize("durability", ["applied", "fsynced", "journaled"])
+def test_who_waits_for_no_replicas_misses_none(redis: Redis, durability: str) -> None:
+    assert missing_replicas(redis, durability) is None
+
+
+def test_replicas_that_are_there_are_not_missed(short_folder: Path) -> None:
+    folders = [short_folder / name for name in ("primary", "replica")]
+    for folder in folders:
+        folder.mkdir()
+    with RedisNode(folders[0]) as primary, RedisNode(folders[1]) as replica:
+        replica.command("REPLICAOF", "127.0.0.1", str(primary.port))
+        client = primary.client()
+        wait_for(lambda: missing_replicas(client, "replicated:1") is None, "the replica")
+        assert missing_replicas(client, "replicated:2") is not None
+        client.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from structlog.testing import capture_logs
 
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.postgres.migrations import migrate
@@ -304,3 +305,13 @@ def test_what_redis_lacks_stays_closed_without_postgres(
 def test_a_start_without_redis_names_it(database: str, short_folder: Path) -> None:
     with pytest.raises(StartupError, match=r"Redis at redis://ann:\*\*\*@127.0.0.1:1 can't be"):
         open_stores(settings_for("redis://ann:secret@127.0.0.1:1", database))
+
+
+def test_a_start_with_too_few_replicas_warns_once(settings: Settings) -> None:
+    settings = replace(settings, durability="replicated:1")
+    with capture_logs() as logs:
+        open_stores(settings)
+        open_stores(settings, log=False)
+    (line,) = [line for line in logs if "replicas" in line["event"]]
+    assert line["log_level"] == "warning"
+    assert "Connect replicas" in line["event"]

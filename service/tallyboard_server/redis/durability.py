@@ -99,6 +99,28 @@ def choose_durability(redis: Redis, durability: str) -> str:
     return _fsync_mode(redis, info)
 
 
+def missing_replicas(redis: Redis, durability: str) -> str | None:
+    """What to do about a Redis that has fewer replicas than `replicated:N` waits for; else None.
+
+    Not a reason to refuse the start: replicas may still be on their way.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    kind, _, number = durability.partition(":")
+    if kind != "replicated":
+        return None
+    wanted = int(number)
+    found = int(_section(redis, "replication").get("connected_slaves", "0"))
+    if found >= wanted:
+        return None
+    return (
+        f"The durability {durability} waits for {wanted} replicas of Redis, and {found} are "
+        "connected: until there are more, Redis acknowledges no write. Connect replicas, or choose "
+        "a smaller number, or the durability fsynced."
+    )
+
+
 def _fsync_mode(redis: Redis, info: dict[str, str]) -> str:
     fsync = _appendfsync(redis)
     if info.get("aof_enabled") != "1":
