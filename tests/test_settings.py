@@ -12,6 +12,8 @@ from tallyboard_server.settings import (
     SettingsError,
     load_settings,
     mask_url,
+    postgres_address,
+    redis_address,
 )
 
 
@@ -215,6 +217,36 @@ def test_masking_keeps_the_rest_of_a_url() -> None:
 def test_masking_keeps_a_url_without_password() -> None:
     url = "postgresql://tallyboard@/tallyboard?host=/data/postgres"
     assert mask_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://ann:s3cret@cache:6380/2", "cache:6380"),
+        ("rediss://:s3cret@cache", "cache:6379"),
+        ("redis://[::1]:6380", "[::1]:6380"),
+        ("unix://ann:s3cret@/data/a%20b/redis.sock?db=2", "/data/a b/redis.sock"),
+    ],
+)
+def test_an_address_of_redis_is_where_it_is_and_no_more(url: str, address: str) -> None:
+    assert redis_address(url) == address
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "address"),
+    [
+        ("postgresql://ann:s3cret@db:5433/acme?sslmode=require", "db:5433"),
+        ("postgresql://ann:s3cret@db/acme", "db:5432"),
+        ("postgresql://ann@[::1]/acme?password=s3cret", "[::1]:5432"),
+        ("postgresql://ann:s3cret@a:1,b:2/acme", "a:1,b:2"),
+        ("postgresql://ann:s3cret@a,b:5433/acme", "a:5432,b:5433"),
+        ("host=db user=ann password=s3cret", "db:5432"),
+        ("postgresql://ann@/acme?host=/data/postgres", "/data/postgres/.s.PGSQL.5432"),
+        ("postgresql://ann@/acme", "localhost:5432"),
+    ],
+)
+def test_an_address_of_postgres_is_where_it_is_and_no_more(conninfo: str, address: str) -> None:
+    assert postgres_address(conninfo) == address
 
 
 def test_child_reads_what_the_parent_wrote() -> None:

@@ -1,13 +1,13 @@
 """What the people who run the service ask: how it is, a checkpoint, a comparison, a rebuild."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from threading import Lock
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import psycopg
 from redis import Redis
@@ -23,8 +23,8 @@ from tallyboard_server.recovery.drift import note_drift
 from tallyboard_server.recovery.findings import Verified
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.keys import dirty_key, incarnation_key
-from tallyboard_server.settings import Settings, mask_url
+from tallyboard_server.redis.keys import dirty_key, in_flight_key, incarnation_key
+from tallyboard_server.settings import Settings, postgres_address, redis_address
 
 # Up to here the batches of the journal are counted; above, their number is worked out.
 _COUNTED_BATCHES: Final = 10_000
@@ -69,7 +69,7 @@ class ServiceState:
     """The whole.
 
     Attributes:
-        checkpoint_lag: in seconds, None while Postgres is away.
+        checkpoint_lag: in seconds, 0 when nothing is left to copy, None while a store is away.
         journal_depth: batches in the journal, 0 while Postgres is away.
     """
 
@@ -102,6 +102,17 @@ class Rebuilt(Protocol):
 #: Makes a partition anew until a deadline (of time.monotonic()). Raises Unavailable with
 #: PARTITION_UNAVAILABLE when somebody else does so.
 Rebuild = Callable[[int, float], Rebuilt]
+
+
+class _Held(NamedTuple):
+    """What Redis holds of a partition: its life, changed keys, and whether any is to be copied."""
+
+    incarnation: str | None
+    dirty: int
+    has_changed: bool
+
+
+_NOTHING: Final = _Held(None, 0, False)
 
 
 @dataclass(frozen=True)
@@ -156,13 +167,13 @@ class Operations:
         rows = {row.partition: row for row in found.rows}
         partitions = []
         for number in range(self._settings.partitions):
-            incarnation, dirty = held.get(number, (None, 0))
-            row = rows.get(number)
-            condition = self._condition(number, row, incarnation, redis.available)
+            here, row = held.get(number, _NOTHING), rows.get(number)
+            condition = self._condition(number, row, here.incarnation, redis.available)
             at = None if row is None else row.checkpointed_at
-            partitions.append(PartitionState(number, condition, dirty, at))
-        oldest = min((row.checkpointed_at for row in found.rows), default=None)
-        lag = None if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+            partitions.append(PartitionState(number, condition, here.dirty, at))
+        lag = None
+        if redis.available and found.store.available:
+            lag = _lag(rows[i].checkpointed_at for i in rows if held.get(i, _NOTHING).has_changed)
         return ServiceState([redis, found.store], partitions, lag, found.journal_depth)
 
     def _condition(
@@ -251,26 +262,29 @@ class Operations:
         with postgres_unavailable():
             return list_tenants(self._pool, page_size, cursor, deadline)
 
-    def _redis_state(self) -> tuple[StoreState, dict[int, tuple[str | None, int]]]:
-        address = mask_url(self._settings.redis_url)
+    def _redis_state(self) -> tuple[StoreState, dict[int, _Held]]:
+        address = redis_address(self._settings.redis_url)
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.info("server")
         for partition in range(self._settings.partitions):
             pipeline.get(incarnation_key(partition))
+            # Keys go from dirty to in flight to Postgres: looking in this order misses none.
             pipeline.scard(dirty_key(partition))
+            pipeline.scard(in_flight_key(partition))
         try:
             info, *replies = pipeline.execute()
         except RedisError as error:
             return StoreState("redis", address, False, detail=str(error)), {}
         found = {}
-        for partition, (incarnation, dirty) in enumerate(
-            zip(replies[::2], replies[1::2], strict=True)
+        for partition, (incarnation, dirty, in_flight) in enumerate(
+            zip(replies[::3], replies[1::3], replies[2::3], strict=True)
         ):
-            found[partition] = (incarnation.decode() if incarnation else None, dirty)
+            name = incarnation.decode() if incarnation else None
+            found[partition] = _Held(name, dirty, bool(dirty or in_flight))
         return StoreState("redis", address, True, str(info["redis_version"])), found
 
     def _postgres_state(self, deadline: float) -> _Found:
-        address = mask_url(self._settings.postgres_url)
+        address = postgres_address(self._settings.postgres_url)
         try:
             with self._pool.until(deadline) as conn:
                 version = conn.info.server_version
@@ -279,6 +293,12 @@ class Operations:
             return _Found(StoreState("postgres", address, False, detail=str(error)))
         said = f"{version // 10000}.{version % 10000}"
         return _Found(StoreState("postgres", address, True, said), tuple(rows), depth)
+
+
+def _lag(checkpointed: Iterable[datetime]) -> float:
+    """Seconds since the oldest of these checkpoints of partitions that have changed since."""
+    oldest = min(checkpointed, default=None)
+    return 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
 
 
 @contextmanager

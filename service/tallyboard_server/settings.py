@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -380,6 +380,31 @@ def mask_url(url: str) -> str:
     """The URL with any password replaced by `***`; a query value named password as well."""
     url = re.sub(r"(://[^/?#@:]*):.*@", r"\1:***@", url)
     return re.sub(r"([?&\s](?:ssl)?pass(?:word|file)?=)[^&\s]*", r"\1***", url)
+
+
+def redis_address(url: str) -> str:
+    """Where the Redis of a URL is, as host:port or the path of a socket, and nothing else."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return unquote(parts.path)
+    return _address(parts.hostname or "localhost", str(parts.port or 6379))
+
+
+def postgres_address(conninfo: str) -> str:
+    """The same of a Postgres, given as libpq takes it; several are separated by commas."""
+    options = conninfo_to_dict(conninfo)
+    hosts = str(options.get("host") or options.get("hostaddr") or "localhost").split(",")
+    ports = str(options.get("port") or "").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    named = zip(hosts, ports, strict=False)
+    return ",".join(_address(host, port or "5432") for host, port in named)
+
+
+def _address(host: str, port: str) -> str:
+    if host.startswith("/"):
+        return f"{host}/.s.PGSQL.{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def load_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> LoadedSettings:

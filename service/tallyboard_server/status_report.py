@@ -9,6 +9,9 @@ from rich.text import Text
 
 from tallyboard.v1 import operations_pb2
 
+_NO_REDIS = "unknown while Redis is away"
+_NO_POSTGRES = "unknown while Postgres is away"
+
 
 def status_as_json(status: operations_pb2.GetStatusResponse) -> str:
     """The whole answer as JSON, with fields that are zero as well."""
@@ -27,12 +30,22 @@ def print_status(status: operations_pb2.GetStatusResponse, console: Console) -> 
     console.print(stores)
     states = Counter(partition.state for partition in status.partitions)
     shown = ", ".join(f"{number} {_state_name(state)}" for state, number in sorted(states.items()))
-    dirty = sum(partition.dirty_keys for partition in status.partitions)
-    lag = status.checkpoint_lag.ToTimedelta().total_seconds()
     console.print(f"partitions: {shown or 'none'}", highlight=False)
-    console.print(f"not yet in Postgres: {dirty:,} keys, for {lag:.1f} s", highlight=False)
-    console.print(f"journal: {status.journal_depth:,} batches", highlight=False)
+    away = {store.name for store in status.stores if not store.available}
+    console.print(f"not yet in Postgres: {_changed(status, away)}", highlight=False)
+    journal = f"{status.journal_depth:,} batches"
+    console.print(f"journal: {_NO_POSTGRES if 'postgres' in away else journal}", highlight=False)
     console.print(f"durability: {status.durability}, version: {status.server_version}")
+
+
+def _changed(status: operations_pb2.GetStatusResponse, away: set[str]) -> str:
+    """What is not in Postgres yet, and for how long: as far as the stores that answer can tell."""
+    if "redis" in away:
+        return _NO_REDIS
+    keys = f"{sum(partition.dirty_keys for partition in status.partitions):,} keys"
+    if "postgres" in away:
+        return f"{keys}; for how long is {_NO_POSTGRES}"
+    return f"{keys}, for {status.checkpoint_lag.ToTimedelta().total_seconds():.1f} s"
 
 
 def _state_name(state: operations_pb2.PartitionState.ValueType) -> str:

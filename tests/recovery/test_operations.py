@@ -22,7 +22,7 @@ from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
-from tallyboard_server.redis.keys import incarnation_key, shard_key
+from tallyboard_server.redis.keys import dirty_key, in_flight_key, incarnation_key, shard_key
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import control_client, open_stores
 from tests.leaderboards import live
@@ -121,6 +121,35 @@ def test_without_either_nothing_is_known(desk: Desk) -> None:
     state = desk.ask("redis", "postgres")
     assert [one.condition for one in state.partitions] == PARTITIONS * [Condition.UNKNOWN]
     assert (state.checkpoint_lag, state.journal_depth) == (None, 0)
+
+
+def test_the_lag_is_nothing_when_nothing_has_changed(desk: Desk) -> None:
+    desk.sql("UPDATE tallyboard.partitions SET checkpointed_at = now() - interval '1 hour'")
+    assert desk.ask().checkpoint_lag == 0
+
+
+@pytest.mark.parametrize("key", [dirty_key(1), in_flight_key(1)])
+def test_the_lag_is_that_of_what_has_changed(desk: Desk, key: str) -> None:
+    desk.sql(
+        "UPDATE tallyboard.partitions"
+        " SET checkpointed_at = now() - interval '1 minute' * (2 - partition)"
+    )
+    with closing(control_client(desk.settings.redis_url)) as redis:
+        redis.sadd(key, "c")
+    assert desk.ask().checkpoint_lag == pytest.approx(60, abs=10)
+
+
+@pytest.mark.parametrize("away", ["redis", "postgres"])
+def test_the_lag_is_not_known_without_both_stores(desk: Desk, away: str) -> None:
+    assert desk.ask(away).checkpoint_lag is None
+
+
+def test_stores_are_named_without_credentials(desk: Desk) -> None:
+    desk.settings = dataclasses.replace(
+        desk.settings, redis_url="redis://ann:s3cret@cache:6380", postgres_url=NOWHERE["postgres"]
+    )
+    stores = desk.ask("redis", "postgres").stores
+    assert [store.address for store in stores] == ["cache:6380", "127.0.0.1:1"]
 
 
 @pytest.mark.parametrize(("batches", "depth"), [(0, 0), (3, 3), (10_000, 10_000), (10_500, 10_501)])
