@@ -1,5 +1,6 @@
 """The check of the contract: what would break a caller does not pass it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typing import Final
 
 import pytest
 
+from tallyboard_server.errors import Overloaded
+from tallyboard_server.rpc.status import code_of
 from tests.tools import ROOT
 
 _COUNTERS: Final = "protos/tallyboard/v1/counters.proto"
@@ -66,3 +69,12 @@ def test_what_breaks_callers_does_not(copy: Path, old: str, new: str, said: str)
 def test_a_field_without_a_comment_does_not(copy: Path) -> None:
     _change(copy, "  bool duplicate = 2;", "  bool duplicate = 2;\n\n  bool other = 99;")
     assert "comment" in _checked(copy).stdout
+
+
+def test_the_contract_says_which_code_an_overload_has() -> None:
+    """Where an RPC's comment names the reason, the code behind it is the one that is sent."""
+    text = " ".join(file.read_text() for file in (ROOT / "protos/tallyboard/v1").glob("*.proto"))
+    text = re.sub(r"\s*\n\s*//", " ", text)
+    named = re.findall(r"OVERLOADED[^();]*\(([^)]*)\)", text)
+    assert named
+    assert [said for said in named if code_of(Overloaded("")).name not in said] == []

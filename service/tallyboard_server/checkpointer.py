@@ -76,7 +76,7 @@ class CheckpointResult:
     """What a checkpoint of all partitions did.
 
     `counters` is the number of counters' keys copied, `entries` of entries of leaderboards,
-    `partitions` of how many partitions. `fenced` ones
+    `partitions` of how many partitions that had either. `fenced` ones
     can't be copied (see PartitionFenced), nor `older` ones: Redis has less than Postgres.
     `unfinished` ones were held by somebody else, or were left because time ran out.
     """
@@ -206,7 +206,7 @@ class Checkpointer:
         return CheckpointResult(
             counters=sum(done.copied.values()),
             entries=sum(done.entries.values()),
-            partitions=sum(copied > 0 for copied in done.copied.values()),
+            partitions=sum(done.copied[i] > 0 or done.entries[i] > 0 for i in done.copied),
             seconds=seconds,
             fenced=tuple(sorted([*survey.empty, *done.fenced])),
             unfinished=tuple(sorted(unfinished)),

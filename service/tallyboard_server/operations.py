@@ -326,7 +326,7 @@ def _checkpoint_some(
     checkpointer: Checkpointer, partitions: list[int], deadline: float
 ) -> CheckpointResult:
     started = time.monotonic()
-    counters = entries = 0
+    counters = entries = changed = 0
     for partition in partitions:
         if time.monotonic() > deadline:
             raise DeadlineExceeded("not all partitions were copied in time; try again")
@@ -334,7 +334,8 @@ def _checkpoint_some(
             copied = checkpointer.checkpoint_partition(partition, deadline=deadline)
             counters += copied.counters
             entries += copied.entries
+            changed += bool(copied.counters or copied.entries)
         except PartitionFenced as error:
             raise Unavailable(str(error), reason="PARTITION_UNAVAILABLE") from error
     seconds = time.monotonic() - started
-    return CheckpointResult(counters, len(partitions), seconds, entries=entries)
+    return CheckpointResult(counters, changed, seconds, entries=entries)

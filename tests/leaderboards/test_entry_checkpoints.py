@@ -115,6 +115,24 @@ def test_random_traffic_ends_the_same_in_both_stores(
     assert 20 <= len([window for window, _ in held if window == "all"]) <= 25
 
 
+def test_partitions_with_entries_alone_are_counted(
+    house: House, checkpointer: Checkpointer
+) -> None:
+    board = house.new_board(windows="ALL_TIME")
+    checkpointer.checkpoint_all()
+    board.submit_all([("ann", 1.0)])
+    assert checkpointer.checkpoint_all().partitions == 1
+    assert checkpointer.checkpoint_all().partitions == 0
+
+
+def test_named_partitions_without_changes_are_not_counted(house: House) -> None:
+    board = house.new_board(windows="ALL_TIME")
+    every = ops.CheckpointRequest(partitions=range(PARTITIONS))
+    board.call("Checkpoint", every)
+    board.submit_all([("ann", 1.0)])
+    assert board.call("Checkpoint", every).partitions == 1
+
+
 def test_more_entries_than_one_step_takes(house: House, checkpointer: Checkpointer) -> None:
     board = house.new_board(windows="ALL_TIME DAILY")
     board.submit_all([(f"m{i}", i) for i in range(STEP // 2 + 500)])

@@ -424,7 +424,7 @@ type CheckpointResponse struct {
 	// How many values of counters were written to Postgres. A counter spread over several partitions
 	// has one in each.
 	Counters int64 `protobuf:"varint,1,opt,name=counters,proto3" json:"counters,omitempty"`
-	// How many partitions were looked at.
+	// Of how many partitions something was written: values of counters, entries, or both.
 	Partitions int32 `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	// How long it took.
 	Elapsed *durationpb.Duration `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"`

@@ -85,7 +85,7 @@ type OperationsServiceClient interface {
 	// Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
 	// before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-	// RESOURCE_EXHAUSTED). Differences are not errors.
+	// UNAVAILABLE). Differences are not errors.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyResponse], error)
 	// Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
 	// and the journal, and opens it under a new incarnation. A partition that is open is
@@ -94,7 +94,7 @@ type OperationsServiceClient interface {
 	//
 	// Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-	// OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+	// OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
 	RebuildPartition(ctx context.Context, in *RebuildPartitionRequest, opts ...grpc.CallOption) (*RebuildPartitionResponse, error)
 	// Lists the tenants that have data or a quota, by name, page by page.
 	//
@@ -284,7 +284,7 @@ type OperationsServiceServer interface {
 	// Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
 	// before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-	// RESOURCE_EXHAUSTED). Differences are not errors.
+	// UNAVAILABLE). Differences are not errors.
 	Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyResponse]) error
 	// Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
 	// and the journal, and opens it under a new incarnation. A partition that is open is
@@ -293,7 +293,7 @@ type OperationsServiceServer interface {
 	//
 	// Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
 	// POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-	// OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+	// OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
 	RebuildPartition(context.Context, *RebuildPartitionRequest) (*RebuildPartitionResponse, error)
 	// Lists the tenants that have data or a quota, by name, page by page.
 	//

@@ -241,7 +241,7 @@ class CheckpointResponse(_message.Message):
     has one in each.
     """
     partitions: _builtins.int
-    """How many partitions were looked at."""
+    """Of how many partitions something was written: values of counters, entries, or both."""
     entries: _builtins.int
     """How many entries of leaderboards were written to Postgres."""
     @_builtins.property

@@ -178,7 +178,7 @@ class OperationsServiceServicer:
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
         before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-        RESOURCE_EXHAUSTED). Differences are not errors.
+        UNAVAILABLE). Differences are not errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,7 +192,7 @@ class OperationsServiceServicer:
 
         Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-        OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+        OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -88,7 +88,7 @@ class OperationsServiceStub:
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
     before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-    RESOURCE_EXHAUSTED). Differences are not errors.
+    UNAVAILABLE). Differences are not errors.
     """
     RebuildPartition: _grpc.UnaryUnaryMultiCallable[_operations_pb2.RebuildPartitionRequest, _operations_pb2.RebuildPartitionResponse]
     """Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
@@ -98,7 +98,7 @@ class OperationsServiceStub:
 
     Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-    OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+    OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
     """
     ListTenants: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]
     """Lists the tenants that have data or a quota, by name, page by page.
@@ -179,7 +179,7 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
     before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-    RESOURCE_EXHAUSTED). Differences are not errors.
+    UNAVAILABLE). Differences are not errors.
     """
     RebuildPartition: _aio.UnaryUnaryMultiCallable[_operations_pb2.RebuildPartitionRequest, _operations_pb2.RebuildPartitionResponse]  # type: ignore[assignment]
     """Makes a partition of Redis anew from Postgres: closes it, empties it, loads the last checkpoint
@@ -189,7 +189,7 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
     POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-    OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+    OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
     """
     ListTenants: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists the tenants that have data or a quota, by name, page by page.
@@ -303,7 +303,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
         before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-        RESOURCE_EXHAUSTED). Differences are not errors.
+        UNAVAILABLE). Differences are not errors.
         """
 
     @_abc_1.abstractmethod
@@ -319,7 +319,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
         POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-        OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+        OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

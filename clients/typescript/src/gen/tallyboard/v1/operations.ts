@@ -159,7 +159,7 @@ export interface CheckpointResponse {
    * has one in each.
    */
   counters: bigint;
-  /** How many partitions were looked at. */
+  /** Of how many partitions something was written: values of counters, entries, or both. */
   partitions: number;
   /** How long it took. */
   elapsed:
@@ -3751,7 +3751,7 @@ export const OperationsServiceDefinition = {
      * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
      * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
      * before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-     * RESOURCE_EXHAUSTED). Differences are not errors.
+     * UNAVAILABLE). Differences are not errors.
      */
     verify: {
       name: "Verify",
@@ -3769,7 +3769,7 @@ export const OperationsServiceDefinition = {
      *
      * Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
      * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-     * OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+     * OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
      */
     rebuildPartition: {
       name: "RebuildPartition",
@@ -3930,7 +3930,7 @@ export const OperationsServiceService = {
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
    * before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-   * RESOURCE_EXHAUSTED). Differences are not errors.
+   * UNAVAILABLE). Differences are not errors.
    */
   verify: {
     path: "/tallyboard.v1.OperationsService/Verify" as const,
@@ -3949,7 +3949,7 @@ export const OperationsServiceService = {
    *
    * Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-   * OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+   * OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
    */
   rebuildPartition: {
     path: "/tallyboard.v1.OperationsService/RebuildPartition" as const,
@@ -4056,7 +4056,7 @@ export interface OperationsServiceServer extends UntypedServiceImplementation {
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
    * before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-   * RESOURCE_EXHAUSTED). Differences are not errors.
+   * UNAVAILABLE). Differences are not errors.
    */
   verify: handleServerStreamingCall<VerifyRequest, VerifyResponse>;
   /**
@@ -4067,7 +4067,7 @@ export interface OperationsServiceServer extends UntypedServiceImplementation {
    *
    * Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-   * OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+   * OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
    */
   rebuildPartition: handleUnaryCall<RebuildPartitionRequest, RebuildPartitionResponse>;
   /**
@@ -4210,7 +4210,7 @@ export interface OperationsServiceClient extends Client {
    * Errors: FIELD_INVALID and TOO_MANY_ITEMS (INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (a partition isn't open; the others are compared
    * before the call ends so; UNAVAILABLE), OVERLOADED (this instance has another one under way;
-   * RESOURCE_EXHAUSTED). Differences are not errors.
+   * UNAVAILABLE). Differences are not errors.
    */
   verify(request: VerifyRequest, options?: Partial<CallOptions>): ClientReadableStream<VerifyResponse>;
   verify(
@@ -4226,7 +4226,7 @@ export interface OperationsServiceClient extends Client {
    *
    * Errors: FIELD_INVALID (no such partition; INVALID_ARGUMENT), REDIS_UNAVAILABLE,
    * POSTGRES_UNAVAILABLE and PARTITION_UNAVAILABLE (somebody else rebuilds it; UNAVAILABLE),
-   * OVERLOADED (this instance has another rebuild under way; RESOURCE_EXHAUSTED).
+   * OVERLOADED (this instance has another rebuild under way; UNAVAILABLE).
    */
   rebuildPartition(
     request: RebuildPartitionRequest,
