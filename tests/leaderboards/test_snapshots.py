@@ -234,6 +234,8 @@ def test_pages_of_a_snapshot(house: House) -> None:
         ({"day": "2026-03-09"}, "SNAPSHOT_NOT_FOUND"),
         ({"day": "2026-02-30"}, "FIELD_INVALID"),
         ({"day": ""}, "FIELD_INVALID"),
+        ({"day": "2026-W11-2"}, "FIELD_INVALID"),
+        ({"day": "20260310"}, "FIELD_INVALID"),
         ({"day": "2026-03-10", "window": "2026-03-10"}, "SNAPSHOT_NOT_FOUND"),
         ({"day": "2026-03-10", "page_token": "x"}, "PAGE_INVALID"),
     ):

@@ -1,7 +1,9 @@
 """Daily standings for callers: lists, pages, and taking them now."""
 
 import builtins
+import re
 import time
+from contextlib import suppress
 from datetime import date
 from typing import Final, NamedTuple
 
@@ -26,6 +28,7 @@ from tallyboard_server.postgres.snapshots import SnapshotRow
 from tallyboard_server.snapshotter import Snapshotter
 
 _BOARDS_A_PAGE: Final = 500
+_DAY: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class SnapshotPage(NamedTuple):
@@ -168,11 +171,10 @@ class Snapshots:
 
 
 def _parse_day(text: str) -> date:
-    try:
-        if len(text) == 10:
+    # Python's own parser takes every form of ISO 8601, 2026-W48-1 for example.
+    if _DAY.fullmatch(text):
+        with suppress(ValueError):
             return date.fromisoformat(text)
-    except ValueError:
-        pass
     raise InvalidArgument("FIELD_INVALID", [FieldViolation("day", "must be a day as 2026-11-23")])
 
 
