@@ -18,8 +18,6 @@ from tallyboard.v1 import (
 )
 
 _PAGE: Final = 1000
-# A thousand definitions with all their notes are more than the 4 MiB that grpc takes by itself.
-_CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
 _Answer = TypeVar("_Answer")
 
 
@@ -139,12 +137,12 @@ def connect(server: str, tenant: str, timeout: float, ca: str | None) -> Iterato
 
 def _channel(server: str, ca: str | None) -> grpc.Channel:
     if ca is None:
-        return grpc.insecure_channel(server, _CHANNEL_OPTIONS)
+        return grpc.insecure_channel(server)
     try:
         trusted = Path(ca).read_bytes()
     except OSError as error:
         raise CallError(f"The file {ca} cannot be read: {error.strerror}.") from None
-    return grpc.secure_channel(server, grpc.ssl_channel_credentials(trusted), _CHANNEL_OPTIONS)
+    return grpc.secure_channel(server, grpc.ssl_channel_credentials(trusted))
 
 
 def _sentence(error: Any, server: str) -> str:

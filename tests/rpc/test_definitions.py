@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard_server.errors import InvalidArgument
-from tallyboard_server.leaderboards.definitions import normalise
+from tallyboard_server.leaderboards.definitions import normalise, to_json
 from tallyboard_server.leaderboards.model import (
     Leaderboard,
     Season,
@@ -82,6 +82,12 @@ def updated(*paths: str, board: Leaderboard = OLD, **fields: Any) -> Leaderboard
 def changed(board: Leaderboard) -> set[str]:
     """The fields that differ from the old board's."""
     return {name for name in FIELDS if getattr(board, name) != getattr(OLD, name)}
+
+
+@given(BOARDS)
+def test_a_definition_is_no_larger_in_a_message_than_as_it_is_kept(board: Leaderboard) -> None:
+    """Pages of definitions are measured by the text."""
+    assert to_proto(board).ByteSize() <= len(to_json(board))
 
 
 @given(BOARDS)

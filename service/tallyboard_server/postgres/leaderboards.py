@@ -26,6 +26,10 @@ from tallyboard_server.postgres.statements import statement
 
 # Seconds; more is the same as this, for Postgres' calendar has an end.
 LONGEST: Final = 10**11
+# Of definitions as text, in which each is larger than in a message; those may have 4 MiB.
+PAGE_BYTES: Final = 3_500_000
+# Definitions that are read at a time: one may have 100 KB.
+_STEP: Final = 50
 
 _COLUMNS: Final = (
     "board_key, tenant, leaderboard_id, definition, revision, descending, earliest, late_grace,"
@@ -232,6 +236,8 @@ def list_boards(
 ) -> BoardPage:
     """One page of the tenant's boards whose ids start with `prefix`, by the bytes of the id.
 
+    It ends early when its definitions have more than PAGE_BYTES, which a message has to hold.
+
     Args:
         conn: where to read.
         tenant: whose boards.
@@ -243,7 +249,25 @@ def list_boards(
         InvalidArgument: PAGE_INVALID, the cursor is not one of this list.
     """
     after = _decode(cursor, prefix) if cursor else None
-    rows = _select(
+    rows: list[BoardRow] = []
+    size = 0
+    while True:
+        step = min(_STEP, page_size + 1 - len(rows))
+        found = _listed(conn, tenant, prefix, after, step)
+        for row in found:
+            size += len(row.definition.encode())
+            if rows and (len(rows) == page_size or size > PAGE_BYTES):
+                return BoardPage(rows, _encode(prefix, rows[-1].leaderboard_id))
+            rows.append(row)
+        if len(found) < step:
+            return BoardPage(rows, None)
+        after = rows[-1].leaderboard_id
+
+
+def _listed(
+    conn: psycopg.Connection[Any], tenant: str, prefix: str, after: str | None, limit: int
+) -> list[BoardRow]:
+    return _select(
         conn,
         "WHERE tenant = %(tenant)s AND deleted_at IS NULL AND leaderboard_id >= %(prefix)s"
         " AND (%(below)s::text IS NULL OR leaderboard_id < %(below)s)"
@@ -254,12 +278,9 @@ def list_boards(
             "prefix": prefix,
             "below": prefix_end(prefix),
             "after": after,
-            "limit": page_size + 1,
+            "limit": limit,
         },
     )
-    more = len(rows) > page_size
-    rows = rows[:page_size]
-    return BoardPage(rows, _encode(prefix, rows[-1].leaderboard_id) if more else None)
 
 
 def live_boards(conn: psycopg.Connection[Any], after: str, limit: int) -> list[BoardRow]:

@@ -17,7 +17,7 @@ from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.stack import Caller, Stack
 from tallyboard_server.rpc.stamps import SOURCES, set_as_of
-from tallyboard_server.rpc.status import proto_of
+from tallyboard_server.rpc.status import item_status_of
 from tallyboard_server.rpc.streams import reading
 from tallyboard_server.rpc.watches import WatchCall, interval_of
 from tallyboard_server.streaming import WINDOW
@@ -70,7 +70,7 @@ class CounterServicer:
             caller.tenant, merge(counters, deltas), request_id, caller.deadline
         )
         failures = [
-            status_pb2.ItemStatus(index=index, status=proto_of(result.failures[counter]))
+            status_pb2.ItemStatus(index=index, status=item_status_of(result.failures[counter]))
             for index, counter in enumerate(counters if result.failures else ())
             if counter in result.failures
         ]
@@ -97,7 +97,9 @@ class CounterServicer:
                         acknowledged_sequence=sequence,
                         window=WINDOW,
                         failures=[
-                            pb.SequenceFailure(sequence=at, counter=name, status=proto_of(error))
+                            pb.SequenceFailure(
+                                sequence=at, counter=name, status=item_status_of(error)
+                            )
                             for at, (name, error) in failures
                         ],
                     )

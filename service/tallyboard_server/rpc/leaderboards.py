@@ -17,7 +17,7 @@ from tallyboard_server.leaderboards.service import Leaderboards
 from tallyboard_server.rpc import definitions, entries, scores, validation
 from tallyboard_server.rpc.enums import WINDOW_KINDS, choice, rank_method
 from tallyboard_server.rpc.stack import Caller, Stack
-from tallyboard_server.rpc.status import proto_of
+from tallyboard_server.rpc.status import item_status_of
 from tallyboard_server.rpc.streams import reading
 from tallyboard_server.rpc.watches import WatchCall, interval_of
 from tallyboard_server.streaming import WINDOW
@@ -176,7 +176,7 @@ class LeaderboardServicer:
                         acknowledged_sequence=sequence,
                         window=WINDOW,
                         failures=[
-                            pb.ScoreFailure(sequence=at, index=index, status=proto_of(error))
+                            pb.ScoreFailure(sequence=at, index=index, status=item_status_of(error))
                             for at, (index, error) in failures
                         ],
                     )

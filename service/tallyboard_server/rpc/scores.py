@@ -12,7 +12,7 @@ from tallyboard_server.names import name_problem
 from tallyboard_server.rpc import validation
 from tallyboard_server.rpc.enums import WINDOW_KIND_NUMBERS
 from tallyboard_server.rpc.stamps import MICROS
-from tallyboard_server.rpc.status import proto_of
+from tallyboard_server.rpc.status import item_status_of
 
 _FIRST_SECOND = FIRST_MOMENT // MICROS
 _LAST_SECOND = END_OF_MOMENTS // MICROS - 1
@@ -93,7 +93,9 @@ class Batch:
         """
         errors = self._errors | {self._places[index]: error for index, error in of_good.items()}
         return [
-            ItemStatus(index=place, status=proto_of(error_within(f"submissions[{place}]", error)))
+            ItemStatus(
+                index=place, status=item_status_of(error_within(f"submissions[{place}]", error))
+            )
             for place, error in sorted(errors.items())
         ]
 

@@ -13,6 +13,7 @@ from tallyboard_server.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    FieldViolation,
     InvalidArgument,
     MessageTooLarge,
     NotFound,
@@ -27,6 +28,10 @@ from tallyboard_server.errors import (
 
 DOMAIN = "tallyboard"
 _PUSHBACK = "grpc-retry-pushback-ms"
+# With these no item of a batch takes more than 410 bytes: 10,000 are less than 4 MiB.
+_MAX_MESSAGE_BYTES = 160
+_MAX_DESCRIPTION_BYTES = 90
+_CUT = "…"
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (MessageTooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -58,6 +63,30 @@ def code_of(error: Exception) -> grpc.StatusCode:
         if isinstance(error, kind):
             return code
     return grpc.StatusCode.INTERNAL
+
+
+def item_status_of(error: Exception) -> status_pb2.Status:
+    """The same of one item of a batch: its sentences are cut, so that a message can hold 10,000.
+
+    They echo names of any length, and the item is known by its place anyway.
+    """
+    if isinstance(error, InvalidArgument):
+        violations = [
+            FieldViolation(field, _cut(description, _MAX_DESCRIPTION_BYTES))
+            for field, description in error.violations
+        ]
+        error = InvalidArgument(error.reason, violations)
+    status = proto_of(error)
+    status.message = _cut(status.message, _MAX_MESSAGE_BYTES)
+    return status
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or its beginning, in at most so many bytes."""
+    encoded = text.encode()
+    if len(encoded) <= most:
+        return text
+    return encoded[: most - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT
 
 
 def proto_of(error: Exception) -> status_pb2.Status:

@@ -1423,7 +1423,8 @@ type ListLeaderboardsRequest struct {
 	// without control characters, NAME_INVALID otherwise.
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// How many leaderboards a page holds at most. 0: 100. Above 1,000: 1,000. Negative:
-	// PAGE_INVALID. A page may hold fewer, even when another follows.
+	// PAGE_INVALID. A page may hold fewer, even when another follows: it ends before it has more
+	// than 4 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before; empty: the first page. The other fields, save the
 	// page size, must be the same as for that page. PAGE_INVALID otherwise.

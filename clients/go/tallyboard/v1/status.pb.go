@@ -28,7 +28,8 @@ type ItemStatus struct {
 	// The position of the item in the request, from 0.
 	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// The error: a google.rpc.Code, a sentence, and the same details that the error of a unary call
-	// carries, an ErrorInfo with the domain `tallyboard` among them. Its code is never OK.
+	// carries, an ErrorInfo with the domain `tallyboard` among them. Its code is never OK. Sentences
+	// that are longer than 160 bytes are cut, so that 10,000 of them fit into 4 MiB.
 	Status        *status.Status `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -852,7 +852,8 @@ class ListLeaderboardsRequest(_message.Message):
     """
     page_size: _builtins.int
     """How many leaderboards a page holds at most. 0: 100. Above 1,000: 1,000. Negative:
-    PAGE_INVALID. A page may hold fewer, even when another follows.
+    PAGE_INVALID. A page may hold fewer, even when another follows: it ends before it has more
+    than 4 MiB.
     """
     page_token: _builtins.str
     """The `next_page_token` of the page before; empty: the first page. The other fields, save the

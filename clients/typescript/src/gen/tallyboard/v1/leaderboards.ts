@@ -679,7 +679,8 @@ export interface ListLeaderboardsRequest {
   prefix: string;
   /**
    * How many leaderboards a page holds at most. 0: 100. Above 1,000: 1,000. Negative:
-   * PAGE_INVALID. A page may hold fewer, even when another follows.
+   * PAGE_INVALID. A page may hold fewer, even when another follows: it ends before it has more
+   * than 4 MiB.
    */
   pageSize: number;
   /**

@@ -18,7 +18,8 @@ export interface ItemStatus {
   index: number;
   /**
    * The error: a google.rpc.Code, a sentence, and the same details that the error of a unary call
-   * carries, an ErrorInfo with the domain `tallyboard` among them. Its code is never OK.
+   * carries, an ErrorInfo with the domain `tallyboard` among them. Its code is never OK. Sentences
+   * that are longer than 160 bytes are cut, so that 10,000 of them fit into 4 MiB.
    */
   status: Status | undefined;
 }
