@@ -151,7 +151,6 @@ class Worker:
             self._settings.postgres_url,
             name="tallyboard reads",
             wait=_SOON,
-            answer_timeout=_SOON,
         )
         return DurableReads(self._stack.enter_context(pool), complete=self._settings.journals_first)
 

@@ -6,8 +6,10 @@ told at its deadline is gRPC's own doing.
 
 import dataclasses
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ from tallyboard.v1 import (
     operations_pb2,
     operations_pb2_grpc,
 )
+from tallyboard.v1.consistency_pb2 import SOURCE_DURABLE
+from tallyboard_server.postgres.pool import BoundedConnection, connect
 from tallyboard_server.settings import Settings
 from tallyboard_server.stores import open_stores
 from tallyboard_server.worker import Worker
@@ -162,6 +166,35 @@ def test_the_state_is_told_in_time(site: Site) -> None:
         "redis": True,
         "postgres": False,
     }
+
+
+def test_a_read_from_postgres_may_take_what_its_deadline_allows(site: Site) -> None:
+    """Long ones are no sign of a Postgres that hangs."""
+    request = counters_pb2.GetCounterRequest(counter="post:42")
+    site.redis.kill()
+    try:
+        wait_for(lambda: site.ended("GetCounter", request)["status"] == "OK", "Postgres to answer")
+        with (
+            ThreadPoolExecutor(1) as pool,
+            connect(site.postgres.url) as holder,
+            connect(site.postgres.url) as looker,
+        ):
+            holder.execute("LOCK TABLE tallyboard.counters")
+            # Another one: what was just read is in memory.
+            request = counters_pb2.GetCounterRequest(counter="post:43")
+            answer = pool.submit(site.call, "GetCounter", request, 9.0)
+            wait_for(lambda: _waiting(looker), "the read to wait")
+            until = time.monotonic() + 1.5
+            wait_for(lambda: answer.done() or time.monotonic() > until, "some time to pass")
+            holder.rollback()
+            assert answer.result().count.source == SOURCE_DURABLE
+    finally:
+        site.redis.start()
+
+
+def _waiting(conn: BoundedConnection) -> bool:
+    row = conn.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    return row is not None and row[0] > 0
 
 
 def test_a_request_id_is_not_waited_for_while_redis_is_away_too(site: Site) -> None:
