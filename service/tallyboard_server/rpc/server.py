@@ -39,9 +39,11 @@ _OTHER_THREADS = 8
 # Threads that tell callers that all threads for streams are taken.
 _REFUSERS = 4
 # A caller that is gone without a word frees its stream's thread within 80 s; callers may ping too.
-_KEEPALIVE = (
+# The core looks at one of the two timeouts or at the other, by its version.
+KEEPALIVE = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -89,7 +91,7 @@ class Server:
                 # Past these, gRPC would cancel calls at random, and a caller can't tell why.
                 ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
-                *_KEEPALIVE,
+                *KEEPALIVE,
             ),
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
