@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tallyboard_server.redis.urls import address_of
 from tallyboard_server.settings import (
     INHERITED_VARIABLE,
     Settings,
@@ -13,7 +14,6 @@ from tallyboard_server.settings import (
     load_settings,
     mask_url,
     postgres_address,
-    redis_address,
 )
 
 
@@ -229,7 +229,7 @@ def test_masking_keeps_a_url_without_password() -> None:
     ],
 )
 def test_an_address_of_redis_is_where_it_is_and_no_more(url: str, address: str) -> None:
-    assert redis_address(url) == address
+    assert address_of(url) == address
 
 
 @pytest.mark.parametrize(
@@ -296,6 +296,8 @@ def test_zero_workers_means_one_a_core() -> None:
         "redis://127.0.0.1:6399?password=cret",
         "rediss://127.0.0.1:6399?ssl_ca_certs=ca.pem",
         "redis://127.0.0.1:6399?db=x",
+        "redis://127.0.0.1:7000,127.0.0.1:99999",
+        "redis://127.0.0.1:7000,:7001",
     ],
 )
 def test_a_redis_url_that_no_client_takes_is_refused(url: str) -> None:
@@ -310,6 +312,7 @@ def test_a_redis_url_that_no_client_takes_is_refused(url: str) -> None:
         "redis://127.0.0.1",
         "redis://ann:pass%2Fword@[::1]:6379/3",
         "rediss://:pw@redis.example:6379/?db=2",
+        "redis://ann:a,b@127.0.0.1:7000,[::1]:7001",
         "unix:///run/redis.sock",
         "unix://ann:pw@/run/redis.sock?db=1",
     ],

@@ -33,11 +33,12 @@ from tallyboard_server.leaderboards.model import (
 from tallyboard_server.leaderboards.watch import TopSource
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.store import RedisStore
-from tallyboard_server.stores import control_client
 from tallyboard_server.watching import Watcher, Watches, WatchHub, WatchSource
 from tests.postgres.support import empty_redis
 from tests.redis.admission import AdmitsAll
+from tests.redis.nodes import topology_of
 from tests.waiting import wait_for
 
 Subject = tuple[str, str]
@@ -573,7 +574,7 @@ def reader(redis_server: EmbeddedRedis, opened: ExitStack) -> RecordingReader:
         for partition, life in lives.items():
             client.set(incarnation_key(partition), life)
     store = RedisStore(
-        url,
+        topology_of(url, 8),
         Fences(lives),
         AdmitsAll("applied"),
         timeout=1.0,

@@ -11,7 +11,6 @@ from typing import Any, Final
 import psycopg
 import structlog
 from prometheus_client import Counter, Histogram
-from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.leaderboards.definitions import from_json
@@ -30,8 +29,8 @@ from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.leaderboards import find_by_keys
 from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis import windows
-from tallyboard_server.redis.client import run
 from tallyboard_server.redis.definitions import partitions_of
+from tallyboard_server.redis.nodes import RedisNodes
 
 # Redis keeps an archived window so long: most reads of it come soon after its end.
 LIVE_AFTER_ARCHIVE: Final = 24 * 3600
@@ -55,6 +54,7 @@ class Archiver:
     """Work of the keeper; its methods raise redis.RedisError and psycopg.Error.
 
     Args:
+        nodes: clients that do not repeat commands.
         partitions: how many there are.
         clock: the time now in µs since the epoch.
         quiet: seconds without a change after which a closed window is archived.
@@ -62,14 +62,14 @@ class Archiver:
 
     def __init__(
         self,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         checkpointer: Checkpointer,
         partitions: int,
         clock: Callable[[], int],
         quiet: float = QUIET,
     ) -> None:
-        self._redis = redis
+        self._nodes = nodes
         self._pool = pool
         self._checkpointer = checkpointer
         self._partitions = partitions
@@ -102,7 +102,7 @@ class Archiver:
             commands = []
             for partition in self._places(board):
                 commands += windows.drop_window(partition, row.board_key, row.window.window)
-            run(self._redis, commands)
+            self._nodes.run(commands)
             is_gone = False
             while not is_gone and time.monotonic() < until:
                 with self._pool.connection() as conn:
@@ -153,8 +153,7 @@ class Archiver:
             if not close_window(conn, row.window_id, self._clock()):
                 return False
             lives = read_lives(conn, places)
-            replies = run(
-                self._redis,
+            replies = self._nodes.run(
                 [
                     windows.close_window(
                         place,
@@ -163,7 +162,7 @@ class Archiver:
                         row.window.window,
                     )
                     for place in places
-                ],
+                ]
             )
             if any(reply[0] != b"ok" for reply in replies):
                 raise PartitionFenced("a partition isn't what Postgres follows")
@@ -180,24 +179,20 @@ class Archiver:
         if row.expires_at is not None:
             left = (row.expires_at - self._clock()) // MICROS
             seconds = max(1, min(seconds, left))
-        there = run(self._redis, [windows.is_there(place, key, name) for place in places])
-        ends_at = self._redis_time() // MICROS + seconds if all(there) else 1
+        there = self._nodes.run([windows.is_there(place, key, name) for place in places])
+        ends_at = max(self._nodes.times()) // MICROS + seconds if all(there) else 1
         commands = []
         for place in places:
             commands.append(windows.expire_window(place, key, name, ends_at))
             commands.append(windows.sweep_windows(place, key))
-        run(self._redis, commands)
+        self._nodes.run(commands)
 
     def _places(self, board: Leaderboard) -> list[int]:
         return partitions_of(board.tenant, board.leaderboard_id, board.segments, self._partitions)
 
     def _quiet_since(self) -> int:
-        """Changes are dated by Redis' clock."""
-        return self._redis_time() - int(self._quiet * MICROS)
-
-    def _redis_time(self) -> int:
-        seconds, micros = run(self._redis, [("TIME",)])[0]
-        return int(seconds) * MICROS + int(micros)
+        """Changes are dated by the clock of their node."""
+        return min(self._nodes.times()) - int(self._quiet * MICROS)
 
 
 def _boards_of(conn: Any, found: list[WindowRow]) -> list[tuple[Leaderboard, WindowRow]]:

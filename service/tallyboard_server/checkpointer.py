@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from importlib import resources
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import psycopg
 import structlog
 from prometheus_client import Counter, Histogram
 from redis import Redis
+from redis.exceptions import RedisError
 
 from tallyboard_server.leaderboards.checkpoints import TakenEntries, write_taken_entries
 from tallyboard_server.postgres.checkpoints import (
@@ -32,6 +33,7 @@ from tallyboard_server.postgres.checkpoints import (
 from tallyboard_server.postgres.journal import OPEN, read_standings
 from tallyboard_server.postgres.pool import BoundedConnection, BoundedPool, TooLate
 from tallyboard_server.recovery.repeats import remove_applied
+from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import (
     checkpoint_id_key,
     dirty_key,
@@ -41,6 +43,7 @@ from tallyboard_server.redis.keys import (
     parse_counter_key,
     version_key,
 )
+from tallyboard_server.redis.nodes import RedisNodes, check_replies, is_moving
 
 # Most keys that one call of the script takes from a partition.
 STEP: Final = 5_000
@@ -79,6 +82,8 @@ class CheckpointResult:
     `partitions` of how many partitions that had either. `fenced` ones
     can't be copied (see PartitionFenced), nor `older` ones: Redis has less than Postgres.
     `unfinished` ones were held by somebody else, or were left because time ran out.
+    `away` are those of nodes of a cluster that are away, or on their way to another node, while
+    others are there.
     """
 
     counters: int
@@ -88,6 +93,7 @@ class CheckpointResult:
     unfinished: tuple[int, ...] = ()
     entries: int = 0
     older: tuple[int, ...] = ()
+    away: tuple[int, ...] = ()
 
 
 class Copied(NamedTuple):
@@ -126,12 +132,16 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What Redis says of the partitions: `clean` ones have nothing to copy as of `at`."""
+    """What Redis says of the partitions: `clean` ones have nothing to copy as of `at`.
+
+    `moving` ones are on their way to another node.
+    """
 
     at: datetime
     clean: dict[int, str]
     changed: dict[int, int]
     empty: list[int]
+    moving: list[int]
 
 
 class _ChangedMidway(PartitionFenced):
@@ -155,16 +165,15 @@ class Checkpointer:
     by then is copied by the next checkpoint.
 
     Args:
-        redis: a client that does not repeat commands; its timeout bounds each wait.
+        nodes: clients that do not repeat commands; their timeout bounds each wait.
         pool: connections with timeouts; each call uses one at a time.
         partitions: how many there are.
     """
 
-    def __init__(self, redis: Redis, pool: BoundedPool, partitions: int) -> None:
-        folder = resources.files("tallyboard_server.redis") / "lua"
-        self._take = redis.register_script((folder / "checkpoint.lua").read_text())
-        self._forget = redis.register_script((folder / "checkpointed.lua").read_text())
-        self._redis = redis
+    def __init__(self, nodes: RedisNodes, pool: BoundedPool, partitions: int) -> None:
+        self._take = scripts.on_any_client(scripts.CHECKPOINT)
+        self._forget = scripts.on_any_client(scripts.CHECKPOINTED)
+        self._nodes = nodes
         self._pool = pool
         self._partitions = partitions
 
@@ -176,12 +185,50 @@ class Checkpointer:
                 then is committed.
 
         Raises:
+            redis.RedisError: all nodes are away.
             TooLate: all was copied, and Postgres could not be told in time when.
         """
         started = time.monotonic()
-        survey = self._survey()
-        done, waiting = _Cut(), dict(survey.changed)
-        unfinished: set[int] = set()
+        done, unfinished = _Cut(), set[int]()
+        empty: list[int] = []
+        moving: list[int] = []
+        away: dict[RedisError, list[int]] = {}
+        groups = self._nodes.topology.layout.group(range(self._partitions))
+        for node, partitions in groups.items():
+            try:
+                client = self._nodes.at(node)
+                survey = self._checkpoint_node(client, partitions, deadline, done, unfinished)
+                empty += survey.empty
+                moving += survey.moving
+            except RedisError as error:
+                self._nodes.note(node, error)
+                away[error] = partitions
+        if len(away) == len(groups):
+            raise next(iter(away))
+        seconds = time.monotonic() - started
+        _SECONDS.observe(seconds)
+        return CheckpointResult(
+            counters=sum(done.copied.values()),
+            entries=sum(done.entries.values()),
+            partitions=sum(done.copied[i] > 0 or done.entries[i] > 0 for i in done.copied),
+            seconds=seconds,
+            fenced=tuple(sorted([*empty, *done.fenced])),
+            unfinished=tuple(sorted(unfinished)),
+            older=tuple(sorted(done.older)),
+            away=tuple(sorted(chain(moving, *away.values()))),
+        )
+
+    def _checkpoint_node(
+        self,
+        node: Redis,
+        partitions: Sequence[int],
+        deadline: float | None,
+        done: _Cut,
+        unfinished: set[int],
+    ) -> _Survey:
+        """Copies what changed on one node; gives what it said of its partitions."""
+        survey = _survey(node, partitions)
+        waiting, busy_before = dict(survey.changed), len(done.busy)
         while waiting and not _is_past(deadline):
             group = _next_group(waiting)
             for partition in group:
@@ -194,24 +241,15 @@ class Checkpointer:
                 waiting |= dict.fromkeys(group, 0)
                 break
         unfinished.update(waiting)
-        for partition in self._worth_waiting_for(done.busy, unfinished, deadline):
+        busy = done.busy[busy_before:]
+        for partition in self._worth_waiting_for(busy, unfinished, deadline):
             # Whoever has it may have begun before this call: only our own turn is proof.
             try:
                 _add(done, self._cut([partition], deadline, LOCK_WAIT))
             except (psycopg.errors.LockNotAvailable, _ChangedMidway, _OutOfTime, TooLate):
                 unfinished.add(partition)
         self._mark_clean(survey, deadline, is_last=not unfinished)
-        seconds = time.monotonic() - started
-        _SECONDS.observe(seconds)
-        return CheckpointResult(
-            counters=sum(done.copied.values()),
-            entries=sum(done.entries.values()),
-            partitions=sum(done.copied[i] > 0 or done.entries[i] > 0 for i in done.copied),
-            seconds=seconds,
-            fenced=tuple(sorted([*survey.empty, *done.fenced])),
-            unfinished=tuple(sorted(unfinished)),
-            older=tuple(sorted(done.older)),
-        )
+        return survey
 
     def _mark_clean(self, survey: _Survey, deadline: float | None, *, is_last: bool) -> None:
         """Notes that the others were up to date; with more left to do, that may wait too.
@@ -294,7 +332,7 @@ class Checkpointer:
         wait: float | None = None,
         limit: int | None = None,
     ) -> _Cut:
-        """One transaction over some partitions; without `wait`, over those that are free."""
+        """One transaction over some partitions of a node; without `wait`, over free ones."""
         checkpoint, cut = uuid.uuid4().hex, _Cut()
         with self._pool.until(deadline) as conn:
             if wait is None:
@@ -356,7 +394,7 @@ class Checkpointer:
         cut: _Cut,
     ) -> _Taken:
         """One step of each partition; `cut` gets what is counted and what failed."""
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._nodes.of(next(iter(lives))).pipeline(transaction=False)
         pipeline.execute_command("TIME")
         for i, (incarnation, version) in lives.items():
             keys = [
@@ -397,34 +435,42 @@ class Checkpointer:
     def _forget_keys(self, cut: _Cut, checkpoint: str) -> None:
         if not cut.versions:
             return
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._nodes.of(next(iter(cut.versions))).pipeline(transaction=False)
         for i in cut.versions:
             keys = [in_flight_key(i), checkpoint_id_key(i), journaled_key(i)]
             self._forget(keys, [checkpoint, *cut.rows[i]], client=pipeline)
         pipeline.execute()
 
-    def _survey(self) -> _Survey:
-        """Which partitions have something to copy, without taking it."""
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.execute_command("TIME")
-        for i in range(self._partitions):
-            # Keys go from dirty to in flight to Postgres: looking in this order misses none.
-            pipeline.execute_command("SCARD", dirty_key(i))
-            pipeline.execute_command("SCARD", in_flight_key(i))
-            pipeline.execute_command("SCARD", journaled_key(i))
-            pipeline.execute_command("GET", incarnation_key(i))
-        at, *answers = pipeline.execute()
-        clean: dict[int, str] = {}
-        changed: dict[int, int] = {}
-        empty: list[int] = []
-        for i, (dirty, in_flight, journaled, incarnation) in enumerate(_batched(answers, 4)):
-            if incarnation is None:
-                empty.append(i)
-            elif dirty or in_flight or journaled:
-                changed[i] = dirty + in_flight
-            else:
-                clean[i] = incarnation.decode()
-        return _Survey(_time(*at), clean, changed, empty)
+
+def _survey(node: Redis, partitions: Sequence[int]) -> _Survey:
+    """Which partitions have something to copy, without taking it."""
+    pipeline = node.pipeline(transaction=False)
+    pipeline.execute_command("TIME")
+    for i in partitions:
+        # Keys go from dirty to in flight to Postgres: looking in this order misses none.
+        pipeline.execute_command("SCARD", dirty_key(i))
+        pipeline.execute_command("SCARD", in_flight_key(i))
+        pipeline.execute_command("SCARD", journaled_key(i))
+        pipeline.execute_command("GET", incarnation_key(i))
+    at, *answers = pipeline.execute(raise_on_error=False)
+    clean: dict[int, str] = {}
+    changed: dict[int, int] = {}
+    empty: list[int] = []
+    moving: list[int] = []
+    check_replies([at])
+    for i, found in zip(partitions, _batched(answers, 4), strict=True):
+        if is_moving(found):
+            moving.append(i)
+            continue
+        check_replies(found)
+        dirty, in_flight, journaled, incarnation = found
+        if incarnation is None:
+            empty.append(i)
+        elif dirty or in_flight or journaled:
+            changed[i] = dirty + in_flight
+        else:
+            clean[i] = incarnation.decode()
+    return _Survey(_time(*at), clean, changed, empty, moving)
 
 
 def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

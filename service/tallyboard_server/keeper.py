@@ -4,7 +4,6 @@ Definitions that Redis doesn't have are told to it, windows that have ended are 
 standings are copied, the stores are compared; whatever happens to the stores meanwhile.
 """
 
-import contextlib
 import os
 import signal
 import threading
@@ -15,7 +14,6 @@ from typing import Final
 import psycopg
 import structlog
 from prometheus_client import Counter, Gauge
-from redis import Redis
 from redis.exceptions import RedisError
 
 from tallyboard_server.archiver import Archiver
@@ -27,10 +25,11 @@ from tallyboard_server.publisher import Publisher
 from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.service import Restoring
 from tallyboard_server.recovery.verify import Verifier
+from tallyboard_server.redis.nodes import RedisNodes
 from tallyboard_server.settings import Settings
 from tallyboard_server.snapshotter import Snapshotter
 from tallyboard_server.startup import StartupError
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 
 LAST_CHECKPOINT_TIMEOUT: Final = 10.0
 FIRST_RETRY: Final = 0.5
@@ -58,12 +57,12 @@ def main(settings: Settings, ready_fd: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with (
-        contextlib.closing(control_client(settings.redis_url)) as redis,
+        RedisNodes.of_url(settings.redis_url, settings.partitions) as nodes,
         open_pool(settings.postgres_url, name="tallyboard keeper", max_size=2) as pool,
     ):
         os.write(ready_fd, b"ready\n")
         with Restoring(settings):
-            Keeper(settings, redis, pool, stopping).run()
+            Keeper(settings, nodes, pool, stopping).run()
     return 0
 
 
@@ -72,7 +71,7 @@ class Keeper:
 
     Args:
         settings: with both URLs filled in.
-        redis: a client that does not repeat commands.
+        nodes: clients that do not repeat commands.
         pool: connections to Postgres.
         stopping: ends `run`.
         clock: the time now in µs since the epoch, by which windows and days end.
@@ -81,7 +80,7 @@ class Keeper:
     def __init__(
         self,
         settings: Settings,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         stopping: threading.Event,
         clock: Callable[[], int] = now_micros,
@@ -89,16 +88,17 @@ class Keeper:
         self._settings = settings
         self._pool = pool
         self._stopping = stopping
-        self._checkpointer = Checkpointer(redis, pool, settings.partitions)
-        self._publisher = Publisher(redis, pool, settings.partitions, settings.request_id_ttl)
+        self._nodes = nodes
+        self._checkpointer = Checkpointer(nodes, pool, settings.partitions)
+        self._publisher = Publisher(nodes, pool, settings.partitions, settings.request_id_ttl)
         self._archiver = Archiver(
-            redis, pool, self._checkpointer, settings.partitions, clock, settings.archive_quiet
+            nodes, pool, self._checkpointer, settings.partitions, clock, settings.archive_quiet
         )
         self._snapshotter = Snapshotter(
             pool, self._checkpointer, settings.partitions, clock, settings.snapshot_retention
         )
         self._drift_watch = DriftWatch(
-            Verifier(redis, pool, self._checkpointer, settings.partitions, clock),
+            Verifier(nodes, pool, self._checkpointer, settings.partitions, clock),
             settings.partitions,
             settings.verify_interval,
         )
@@ -106,6 +106,7 @@ class Keeper:
         self._prepared = False
         self._away: str | None = None
         self._fenced: tuple[int, ...] = ()
+        self._unreached: tuple[int, ...] = ()
 
     def run(self) -> None:
         """Works until `stopping` is set, and makes one checkpoint more then."""
@@ -130,6 +131,8 @@ class Keeper:
         return self._guarded(lambda: self._checkpoint(deadline))
 
     def _tidy(self) -> None:
+        if self._unreached:
+            return  # most of it needs all nodes, and would keep checkpoints waiting for one
         self._publisher.publish()
         self._snapshotter.work()
         self._archiver.work()
@@ -138,6 +141,7 @@ class Keeper:
         self._drift_watch.work()
 
     def _checkpoint(self, deadline: float | None) -> None:
+        self._nodes.refresh()
         if not self._prepared:
             self._prepare()
         result = self._checkpointer.checkpoint_all(deadline)
@@ -179,6 +183,15 @@ class Keeper:
         if self._away is not None:
             _log.info("Checkpoints go on.", store=self._away)
             self._away = None
+        if result.away != self._unreached:
+            self._unreached = result.away
+            if result.away:
+                _log.warning(
+                    "Checkpoints of some partitions wait: their node of Redis is away.",
+                    partitions=list(result.away),
+                )
+            else:
+                _log.info("Checkpoints of all partitions go on.")
         if result.fenced != self._fenced:
             self._fenced = result.fenced
             if result.fenced:

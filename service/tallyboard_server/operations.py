@@ -24,7 +24,9 @@ from tallyboard_server.recovery.findings import Verified
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import dirty_key, in_flight_key, incarnation_key
-from tallyboard_server.settings import Settings, postgres_address, redis_address
+from tallyboard_server.redis.nodes import RedisNodes
+from tallyboard_server.redis.urls import address_of
+from tallyboard_server.settings import Settings, postgres_address
 
 # Up to here the batches of the journal are counted; above, their number is worked out.
 _COUNTED_BATCHES: Final = 10_000
@@ -128,7 +130,7 @@ class Operations:
     """Answers for one worker.
 
     Args:
-        redis: a client that does not repeat commands.
+        nodes: clients that do not repeat commands.
         pool: connections to Postgres.
         fences: the incarnations this worker expects.
         verifier: compares the stores.
@@ -137,14 +139,14 @@ class Operations:
 
     def __init__(
         self,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         fences: Fences,
         settings: Settings,
         verifier: Verifier,
         rebuild: Rebuild | None = None,
     ) -> None:
-        self._redis = redis
+        self._nodes = nodes
         self._pool = pool
         self._fences = fences
         self._settings = settings
@@ -168,13 +170,13 @@ class Operations:
         partitions = []
         for number in range(self._settings.partitions):
             here, row = held.get(number, _NOTHING), rows.get(number)
-            condition = self._condition(number, row, here.incarnation, redis.available)
+            condition = self._condition(number, row, here.incarnation, number in held)
             at = None if row is None else row.checkpointed_at
             partitions.append(PartitionState(number, condition, here.dirty, at))
         lag = None
-        if redis.available and found.store.available:
+        if all(store.available for store in (*redis, found.store)):
             lag = _lag(rows[i].checkpointed_at for i in rows if held.get(i, _NOTHING).has_changed)
-        return ServiceState([redis, found.store], partitions, lag, found.journal_depth)
+        return ServiceState([*redis, found.store], partitions, lag, found.journal_depth)
 
     def _condition(
         self, number: int, row: PartitionRow | None, held: str | None, is_redis_there: bool
@@ -198,7 +200,7 @@ class Operations:
             Unavailable: a store or a partition is away.
             DeadlineExceeded: not all of it was done in time.
         """
-        checkpointer = Checkpointer(self._redis, self._pool, self._settings.partitions)
+        checkpointer = Checkpointer(self._nodes, self._pool, self._settings.partitions)
         with _stores_unavailable():
             if not partitions:
                 result = checkpointer.checkpoint_all(deadline)
@@ -210,6 +212,9 @@ class Operations:
                         f" copied: {named}",
                         reason="PARTITION_UNAVAILABLE",
                     )
+                if result.away:
+                    named = ", ".join(map(str, result.away))
+                    raise Unavailable(f"Redis does not answer for partitions {named}")
                 if result.unfinished:
                     raise DeadlineExceeded("not all partitions were copied in time; try again")
                 return result
@@ -262,26 +267,20 @@ class Operations:
         with postgres_unavailable():
             return list_tenants(self._pool, page_size, cursor, deadline)
 
-    def _redis_state(self) -> tuple[StoreState, dict[int, _Held]]:
-        address = redis_address(self._settings.redis_url)
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.info("server")
-        for partition in range(self._settings.partitions):
-            pipeline.get(incarnation_key(partition))
-            # Keys go from dirty to in flight to Postgres: looking in this order misses none.
-            pipeline.scard(dirty_key(partition))
-            pipeline.scard(in_flight_key(partition))
-        try:
-            info, *replies = pipeline.execute()
-        except RedisError as error:
-            return StoreState("redis", address, False, detail=str(error)), {}
-        found = {}
-        for partition, (incarnation, dirty, in_flight) in enumerate(
-            zip(replies[::3], replies[1::3], replies[2::3], strict=True)
-        ):
-            name = incarnation.decode() if incarnation else None
-            found[partition] = _Held(name, dirty, bool(dirty or in_flight))
-        return StoreState("redis", address, True, str(info["redis_version"])), found
+    def _redis_state(self) -> tuple[list[StoreState], dict[int, _Held]]:
+        """Each node, and what those that answer hold of their partitions."""
+        states, found = [], dict[int, _Held]()
+        layout = self._nodes.topology.layout
+        for node in layout.nodes:
+            address = address_of(node)
+            try:
+                version, held = _ask_node(self._nodes.at(node), layout.partitions_of(node))
+            except RedisError as error:
+                states.append(StoreState("redis", address, False, detail=str(error)))
+            else:
+                states.append(StoreState("redis", address, True, version))
+                found |= held
+        return states, found
 
     def _postgres_state(self, deadline: float) -> _Found:
         address = postgres_address(self._settings.postgres_url)
@@ -293,6 +292,25 @@ class Operations:
             return _Found(StoreState("postgres", address, False, detail=str(error)))
         said = f"{version // 10000}.{version % 10000}"
         return _Found(StoreState("postgres", address, True, said), tuple(rows), depth)
+
+
+def _ask_node(node: Redis, partitions: Sequence[int]) -> tuple[str, dict[int, _Held]]:
+    """The node's version, and what it holds."""
+    pipeline = node.pipeline(transaction=False)
+    pipeline.info("server")
+    for partition in partitions:
+        pipeline.get(incarnation_key(partition))
+        # Keys go from dirty to in flight to Postgres: looking in this order misses none.
+        pipeline.scard(dirty_key(partition))
+        pipeline.scard(in_flight_key(partition))
+    info, *replies = pipeline.execute()
+    found = {}
+    for partition, incarnation, dirty, in_flight in zip(
+        partitions, replies[::3], replies[1::3], replies[2::3], strict=True
+    ):
+        name = incarnation.decode() if incarnation else None
+        found[partition] = _Held(name, dirty, bool(dirty or in_flight))
+    return str(info["redis_version"]), found
 
 
 def _lag(checkpointed: Iterable[datetime]) -> float:

@@ -3,15 +3,13 @@
 import time
 from typing import Final
 
-from redis import Redis
-
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.checkpoints import forget_tokens
 from tallyboard_server.postgres.journal import forget_requests
 from tallyboard_server.postgres.pool import BoundedPool
 from tallyboard_server.redis import definitions
-from tallyboard_server.redis.client import run
+from tallyboard_server.redis.nodes import RedisNodes
 
 _PAGE: Final = 500
 _PURGE_BOARDS: Final = 20
@@ -25,33 +23,37 @@ class Publisher:
     """Work of the keeper; its methods raise redis.RedisError and psycopg.Error.
 
     Args:
+        nodes: clients that do not repeat commands.
         partitions: how many there are.
         request_ttl: seconds that request ids of changes are remembered.
     """
 
     def __init__(
         self,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         partitions: int,
         request_ttl: float,
     ) -> None:
-        self._redis = redis
+        self._nodes = nodes
         self._pool = pool
         self._partitions = partitions
         self._request_ttl = request_ttl
-        self._run_id: str | None = None
+        self._lives: dict[str, str] = {}
 
     def publish(self) -> int:
         """Tells Redis of every revision that it was not told of; gives how many.
 
-        All of them when Redis has been started since: it may have lost what it had not synced.
+        All of them when a node has been started since: it may have lost what it had not synced.
         """
-        run_id = self._redis.info("server")["run_id"]
-        if run_id != self._run_id:
+        lives = {
+            node: str(self._nodes.at(node).info("server")["run_id"])
+            for node in self._nodes.topology.layout.nodes
+        }
+        if lives != self._lives:
             with self._pool.connection() as conn:
                 rows.mark_unsynced(conn)
-            self._run_id = run_id
+            self._lives = lives
         published, after = 0, ""
         while True:
             with self._pool.connection() as conn:
@@ -85,8 +87,7 @@ class Publisher:
             row = rows.lock_board(conn, board_key, wait=False)
             if row is None or row.synced:
                 return False
-            run(
-                self._redis,
+            self._nodes.run(
                 definitions.publish(
                     row.tenant,
                     row.leaderboard_id,
@@ -95,7 +96,7 @@ class Publisher:
                     None if row.deleted_at is not None else row.definition,
                     from_json(row.definition).segments,
                     self._partitions,
-                ),
+                )
             )
             rows.mark_synced(conn, row.board_key, row.revision)
         return True
@@ -107,4 +108,4 @@ class Publisher:
         ):
             left = 1
             while left:
-                left, _ = run(self._redis, [definitions.drop_windows(partition, row.board_key)])[0]
+                left, _ = self._nodes.run([definitions.drop_windows(partition, row.board_key)])[0]

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+
+from tallyboard_server.redis.urls import split_url
 
 ENVIRONMENT_PREFIX: Final = "TALLYBOARD_"
 CONFIG_VARIABLE: Final = "TALLYBOARD_CONFIG"
@@ -142,7 +144,8 @@ class Settings:
     )
     redis_url: str = _setting(
         "",
-        "Redis to use: redis://, rediss:// or unix://; empty starts an embedded one.",
+        "Redis to use: redis://, rediss:// or unix://, of a cluster any of its nodes as "
+        "redis://host:port,host:port; empty starts an embedded one.",
         _REDIS_URL,
         secret=True,
     )
@@ -382,16 +385,12 @@ def mask_url(url: str) -> str:
     return re.sub(r"([?&\s](?:ssl)?pass(?:word|file)?=)[^&\s]*", r"\1***", url)
 
 
-def redis_address(url: str) -> str:
-    """Where the Redis of a URL is, as host:port or the path of a socket, and nothing else."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return unquote(parts.path)
-    return _address(parts.hostname or "localhost", str(parts.port or 6379))
-
-
 def postgres_address(conninfo: str) -> str:
-    """The same of a Postgres, given as libpq takes it; several are separated by commas."""
+    """Where a Postgres is, as host:port or the path of a socket; several are separated by commas.
+
+    Args:
+        conninfo: as libpq takes it.
+    """
     options = conninfo_to_dict(conninfo)
     hosts = str(options.get("host") or options.get("hostaddr") or "localhost").split(",")
     ports = str(options.get("port") or "").split(",")
@@ -443,7 +442,8 @@ def _check_urls(settings: Settings, sources: Mapping[str, str]) -> None:
         raise SettingsError(
             f"The setting redis_url in {sources['redis_url']} can't be used; allowed is "
             "redis://user:password@host:port/database (or rediss://, or unix://path?db=database), "
-            "with %2F for / and the like in a password, and with no query but db."
+            "of a cluster also host:port,host:port, with %2F for / and the like in a password, and "
+            "with no query but db."
         )
     if settings.postgres_url and not _is_postgres_url(settings.postgres_url):
         raise SettingsError(
@@ -454,13 +454,23 @@ def _check_urls(settings: Settings, sources: Mapping[str, str]) -> None:
 
 
 def _is_redis_url(url: str) -> bool:
-    """Whether both clients of Redis take it, and alike: one of them knows no query but db."""
     try:
-        parts = urlsplit(url)
-        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        parts.port  # noqa: B018 - it raises
+        nodes = split_url(url)
+        is_ok = all(_is_url_of_node(node) for node in nodes)
+        return is_ok and (len(nodes) == 1 or all(urlsplit(node).hostname for node in nodes))
     except ValueError:
         return False
+
+
+def _is_url_of_node(url: str) -> bool:
+    """Whether both clients of Redis take it, and alike: one of them knows no query but db.
+
+    Raises:
+        ValueError: it isn't even a URL.
+    """
+    parts = urlsplit(url)
+    query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    parts.port  # noqa: B018 - it raises
     databases = query.pop("db", [])
     if parts.scheme != "unix":
         databases = [*databases, parts.path.removeprefix("/") or "0"]

@@ -25,8 +25,10 @@ from tallyboard_server.recovery.service import make_durable, rebuild_on_demand
 from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.nodes import RedisNodes, control_client
 from tallyboard_server.redis.operations import Part
 from tallyboard_server.redis.store import RedisStore
+from tallyboard_server.redis.topology import Topology
 from tallyboard_server.rpc.counters import CounterServicer
 from tallyboard_server.rpc.leaderboards import LeaderboardServicer
 from tallyboard_server.rpc.metrics import CallMetrics
@@ -35,7 +37,7 @@ from tallyboard_server.rpc.server import Server
 from tallyboard_server.rpc.stack import Stack
 from tallyboard_server.settings import Settings
 from tallyboard_server.snapshotter import Snapshotter
-from tallyboard_server.stores import Opened, control_client, open_stores
+from tallyboard_server.stores import Opened, open_stores
 from tallyboard_server.watching import WatchHub
 
 # Seconds.
@@ -97,11 +99,11 @@ class Worker:
         pool = own.enter_context(
             open_pool(settings.postgres_url, name="tallyboard worker", max_size=8)
         )
-        redis = own.enter_context(closing(control_client(settings.redis_url)))
-        store = self._open_store(fences)
+        nodes = own.enter_context(RedisNodes.of_url(settings.redis_url, settings.partitions))
+        store = self._open_store(fences, nodes.topology)
         durable = None
         if settings.journals_first:
-            durable = make_durable(Checkpointer(redis, pool, settings.partitions))
+            durable = make_durable(Checkpointer(nodes, pool, settings.partitions))
         self._wide = WideCounters(store, sharding, settings.call_timeout, durable)
         own.callback(self._wide.close)
         hub = WatchHub(settings.max_watchers)
@@ -110,10 +112,10 @@ class Worker:
         self._counters = Counters(store, self._wide, sharding, pool, settings, hub, durable, reads)
         self._leaderboards = Leaderboards(store, pool, hub, settings, self._clock, durable, reads)
         own.callback(self._leaderboards.close)
-        checkpointer = Checkpointer(redis, pool, settings.partitions)
-        verifier = Verifier(redis, pool, checkpointer, settings.partitions, self._clock)
-        rebuild = rebuild_on_demand(settings, checkpointer, pool, self._clock)
-        operations = Operations(redis, pool, fences, settings, verifier, rebuild)
+        checkpointer = Checkpointer(nodes, pool, settings.partitions)
+        verifier = Verifier(nodes, pool, checkpointer, settings.partitions, self._clock)
+        rebuild = rebuild_on_demand(settings, nodes.topology, checkpointer, pool, self._clock)
+        operations = Operations(nodes, pool, fences, settings, verifier, rebuild)
         snapshots = Snapshots(
             pool,
             self._leaderboards.boards,
@@ -154,7 +156,7 @@ class Worker:
         )
         return DurableReads(self._stack.enter_context(pool), complete=self._settings.journals_first)
 
-    def _open_store(self, fences: Fences) -> RedisStore:
+    def _open_store(self, fences: Fences, topology: Topology) -> RedisStore:
         """The way to Redis, and to the journal for what Redis does not take."""
         settings, own = self._settings, self._stack
         # What calls and links wait for: a Postgres that hangs must not hang them.
@@ -169,15 +171,14 @@ class Worker:
         follower = PartitionFollower(settings.postgres_url, states, fences, settings.partitions)
         own.callback(follower.close)
         admission = RedisAdmission(
-            lambda: control_client(settings.redis_url, settings.redis_timeout),
+            lambda node: control_client(node, settings.redis_timeout),
             fences,
             follower,
-            settings.partitions,
             settings.durability,
             settings.redis_timeout,
         )
         store = RedisStore(
-            settings.redis_url,
+            topology,
             fences,
             admission,
             timeout=settings.redis_timeout,

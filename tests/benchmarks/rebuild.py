@@ -34,6 +34,7 @@ from tallyboard_server.settings import Settings
 from tallyboard_server.stores import open_stores
 from tests.conftest import make_short_folder
 from tests.redis.node import RedisNode
+from tests.redis.nodes import topology_of
 
 _MOMENT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 _STEP = timedelta(microseconds=1)
@@ -192,7 +193,7 @@ def _rebuild(
             bars.update(task, completed=progress.done, total=progress.total)
 
         rebuilder = Rebuilder(
-            settings.redis_url,
+            topology_of(settings.redis_url, settings.partitions),
             settings.postgres_url,
             settings.partitions,
             last_checkpoint=lambda *_: None,

@@ -20,10 +20,12 @@ from tallyboard_server.postgres.pool import connect, open_pool
 from tallyboard_server.recovery.findings import Verified
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.keys import segment_partition, shard_key, window_keys, windows_key
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.scores import element_of, make_record
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.conftest import make_short_folder
+from tests.redis.nodes import nodes_of
 
 PARTITIONS = 64
 _CHUNK = 5_000
@@ -107,8 +109,9 @@ def fill_board(settings: Settings, redis: Redis, count: int) -> None:
 def measure(settings: Settings, redis: Redis) -> None:
     """Prints what each part of a comparison of all partitions takes."""
     with open_pool(settings.postgres_url) as pool:
-        checkpointer = Checkpointer(redis, pool, PARTITIONS)
-        verifier = Verifier(redis, pool, checkpointer, PARTITIONS)
+        nodes = nodes_of(redis, PARTITIONS)
+        checkpointer = Checkpointer(nodes, pool, PARTITIONS)
+        verifier = Verifier(nodes, pool, checkpointer, PARTITIONS)
         found = {number: Verified(number, 10) for number in range(PARTITIONS)}
         _timed("strays and totals", lambda: verifier.search(found))
         for result in found.values():

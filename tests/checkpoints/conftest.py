@@ -8,9 +8,11 @@ from redis import Redis
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.postgres.pool import BoundedPool, open_pool
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.redis.nodes import control_client
+from tallyboard_server.stores import open_stores
 from tests.checkpoints.keepers import Mortal
 from tests.postgres.support import PARTITIONS, empty_redis, new_database, settings_for
+from tests.redis.nodes import nodes_of
 
 Pool = BoundedPool
 
@@ -39,9 +41,9 @@ def redis(redis_server: EmbeddedRedis, database: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def checkpointer(redis: Redis, pool: Pool) -> Checkpointer:
-    return Checkpointer(redis, pool, PARTITIONS)
+    return Checkpointer(nodes_of(redis, PARTITIONS), pool, PARTITIONS)
 
 
 @pytest.fixture
 def mortal(redis: Redis, pool: Pool) -> Mortal:
-    return Mortal(redis, pool, PARTITIONS)
+    return Mortal(nodes_of(redis, PARTITIONS), pool, PARTITIONS)

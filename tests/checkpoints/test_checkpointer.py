@@ -23,7 +23,8 @@ from tallyboard_server.redis.keys import (
     shard_key,
     wide_key,
 )
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.redis.nodes import control_client
+from tallyboard_server.stores import open_stores
 from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import (
     PARTITIONS,
@@ -33,6 +34,7 @@ from tests.postgres.support import (
     settings_for,
     totals,
 )
+from tests.redis.nodes import nodes_of
 
 Pool = BoundedPool
 
@@ -302,7 +304,7 @@ def test_two_checkpointers_at_once_agree(
 
     def keep() -> None:
         with open_pool(database) as pool:
-            other = Checkpointer(redis, pool, PARTITIONS)
+            other = Checkpointer(nodes_of(redis, PARTITIONS), pool, PARTITIONS)
             while not done.is_set():
                 try:
                     other.checkpoint_all()
@@ -466,7 +468,7 @@ def test_redis_killed_over_and_over_loses_no_checkpoint(
     with RedisOfVersion(short_folder, "6.2") as server:
         open_stores(settings_for(server.url, database))
         redis = control_client(server.url)
-        checkpointer = Checkpointer(redis, pool, PARTITIONS)
+        checkpointer = Checkpointer(nodes_of(redis, PARTITIONS), pool, PARTITIONS)
         for change in range(1, 5):
             put(redis, change % PARTITIONS, {f"post:{change}": change})
             take(redis, change % PARTITIONS)

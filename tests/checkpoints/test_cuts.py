@@ -33,6 +33,7 @@ from tests.checkpoints.keepers import (
 )
 from tests.checkpoints.scripts import forget, step, take
 from tests.postgres.support import PARTITIONS, put, totals
+from tests.redis.nodes import nodes_of
 
 Pool = BoundedPool
 _ROUNDS: Final = 6
@@ -73,7 +74,7 @@ def test_two_checkpointers_at_once_make_one_moment_of_redis(
     redis: Redis, checkpointer: Checkpointer, database: str, pool: Pool
 ) -> None:
     """Each is looked at while the other may be at work."""
-    other = Checkpointer(redis, pool, PARTITIONS)
+    other = Checkpointer(nodes_of(redis, PARTITIONS), pool, PARTITIONS)
     with running(
         twins(redis, 1),
         lambda: other.checkpoint_partition(0, limit=2),

@@ -8,10 +8,11 @@ import pytest
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.store import RedisStore
-from tallyboard_server.stores import control_client
 from tests.conftest import make_short_folder
 from tests.redis.admission import AdmitsAll
+from tests.redis.nodes import topology_of
 
 PARTITIONS = 64
 
@@ -33,7 +34,7 @@ def own_redis() -> Iterator[EmbeddedRedis]:
 def store(own_redis: EmbeddedRedis) -> Iterator[RedisStore]:
     """Links to it."""
     opened = RedisStore(
-        own_redis.url,
+        topology_of(own_redis.url, PARTITIONS),
         Fences({partition: f"life-{partition}" for partition in range(PARTITIONS)}),
         AdmitsAll("always"),
         timeout=1.0,

@@ -13,8 +13,8 @@ from tallyboard_server.counters.sharding import Sharding
 from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.errors import Unavailable
 from tallyboard_server.redis.keys import aggregate_key, incarnation_key
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.store import RedisStore
-from tallyboard_server.stores import control_client
 from tests.counters.conftest import PARTITIONS
 
 SHARDING = Sharding(PARTITIONS, 8, {}, [], 8, 0)

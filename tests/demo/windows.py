@@ -13,7 +13,7 @@ from tallyboard import open_channel
 from tallyboard.v1 import consistency_pb2
 from tallyboard.v1 import leaderboards_pb2 as pb
 from tallyboard.v1.leaderboards_pb2_grpc import LeaderboardServiceStub
-from tallyboard_server.stores import control_client
+from tallyboard_server.redis.nodes import control_client
 from tests.demo.standings import ALL_TIME, Entry, Standings
 from tests.demo.submit import metadata_of
 

@@ -31,11 +31,13 @@ from tallyboard_server.keeper import Keeper
 from tallyboard_server.leaderboards.model import WindowKind as WindowKind
 from tallyboard_server.postgres.pool import BoundedPool, connect, open_pool
 from tallyboard_server.redis.keys import segment_partition, window_keys
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tallyboard_server.worker import Worker
 from tests.leaderboards.calls import stamp
 from tests.postgres.support import new_database
+from tests.redis.nodes import nodes_of
 
 MICROS: Final = 1_000_000
 HOUR: Final = 3600 * MICROS
@@ -113,7 +115,7 @@ class House:
 
     Attributes:
         clock: of everything in the house.
-        redis: a client for the tests' own questions.
+        redis: a client for the tests' own questions; `nodes` has it too.
         site: calls to the worker.
     """
 
@@ -122,6 +124,7 @@ class House:
         self.settings = settings
         self._own = own
         self.redis: Redis = own.enter_context(closing(control_client(settings.redis_url)))
+        self.nodes = nodes_of(self.redis, settings.partitions)
         self._pool: BoundedPool = own.enter_context(open_pool(settings.postgres_url, name="test"))
         self.site = self.new_worker()
 
@@ -135,7 +138,7 @@ class House:
     def new_keeper(self) -> "LiveKeeper":
         """A keeper that has just started."""
         return LiveKeeper(
-            Keeper(self.settings, self.redis, self._pool, threading.Event(), clock=self.clock)
+            Keeper(self.settings, self.nodes, self._pool, threading.Event(), clock=self.clock)
         )
 
     def new_board(self, **definition: Any) -> "LiveBoard":

@@ -20,7 +20,7 @@ from tallyboard_server.postgres import leaderboards as rows
 from tallyboard_server.postgres.pool import connect, open_pool
 from tallyboard_server.publisher import Publisher
 from tallyboard_server.redis.keys import definition_key, fence_key, home_partition
-from tallyboard_server.stores import control_client
+from tallyboard_server.redis.nodes import control_client
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, PARTITIONS, House, LiveBoard, Refused, Site, at, refusal
 from tests.waiting import wait_for
@@ -48,7 +48,7 @@ def request_id() -> str:
 
 def publisher(house: House, pool: object) -> Publisher:
     """A keeper's part that tells Redis of definitions."""
-    return Publisher(house.redis, pool, PARTITIONS, 600.0)  # type: ignore[arg-type]
+    return Publisher(house.nodes, pool, PARTITIONS, 600.0)  # type: ignore[arg-type]
 
 
 def test_a_create_with_a_request_id_counts_once(house: House) -> None:

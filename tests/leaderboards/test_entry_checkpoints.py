@@ -31,7 +31,7 @@ def checkpointer(house: House) -> Any:
     """A checkpointer of its own, for looking at what one checkpoint did."""
     house.clock.now = NOON
     with open_pool(house.settings.postgres_url) as pool:
-        made = Checkpointer(house.redis, pool, PARTITIONS)
+        made = Checkpointer(house.nodes, pool, PARTITIONS)
         made.checkpoint_all()
         yield made
 

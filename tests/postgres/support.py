@@ -20,8 +20,8 @@ from redis import Redis
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.postgres.pool import connect
 from tallyboard_server.redis.keys import dirty_key, incarnation_key, shard_key
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client
 
 PARTITIONS = 4
 REDIS_DATABASE = 9

@@ -1,16 +1,14 @@
 """What a Redis can promise: by its settings, its version, and what it lets us ask."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from tallyboard_server.embedded import EmbeddedRedis
 from tallyboard_server.redis.durability import choose_durability, missing_replicas
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.startup import StartupError
-from tallyboard_server.stores import control_client
 from tests.postgres.support import RedisOfVersion
 from tests.redis.node import RedisNode
 from tests.waiting import wait_for
@@ -67,15 +65,6 @@ def test_a_redis_without_a_file_will_do_for_applied(redis: Redis) -> None:
 def test_a_redis_that_evicts_is_refused(redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(StartupError, match="maxmemory-policy allkeys-lru"):
-        choose_durability(redis, "applied")
-
-
-def test_a_node_of_a_cluster_is_refused(short_folder: Path) -> None:
-    with (
-        EmbeddedRedis(short_folder, ("--cluster-enabled", "yes")) as server,
-        closing(control_client(server.url)) as redis,
-        pytest.raises(StartupError, match="cluster-enabled no"),
-    ):
         choose_durability(redis, "applied")
 
 

@@ -17,9 +17,11 @@ from structlog.testing import capture_logs
 from tallyboard_server.embedded import EmbeddedPostgres, EmbeddedRedis
 from tallyboard_server.keeper import Keeper
 from tallyboard_server.postgres.pool import open_pool
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.postgres.support import put, settings_for, totals
+from tests.redis.nodes import nodes_of
 from tests.waiting import wait_for
 
 _PROGRAM = """
@@ -153,7 +155,7 @@ def test_an_outage_is_logged_once_and_its_end_once(own_redis: EmbeddedRedis, dat
     open_stores(settings)
     redis = control_client(own_redis.url)
     with closing(redis), open_pool(database) as pool, capture_logs() as logs:
-        keeper = Keeper(settings, redis, pool, threading.Event())
+        keeper = Keeper(settings, nodes_of(redis, settings.partitions), pool, threading.Event())
         own_redis.kill()
         outcomes = [keeper.attempt(), keeper.attempt()]
         own_redis.start()

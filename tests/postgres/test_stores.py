@@ -19,9 +19,10 @@ from tallyboard_server.redis.keys import (
     version_key,
     wide_key,
 )
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.settings import Settings
 from tallyboard_server.startup import StartupError
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.postgres.support import (
     PARTITIONS,
     empty_redis,

@@ -29,12 +29,15 @@ from tallyboard_server.redis import keys
 from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.nodes import RedisNodes, control_client
 from tallyboard_server.redis.operations import Part, Token, Write
 from tallyboard_server.redis.scores import Columns, Plan, ScorePart, code_of, parse_record
 from tallyboard_server.redis.store import RedisStore
+from tallyboard_server.redis.topology import Stay
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.postgres.support import settings_for
+from tests.redis.nodes import nodes_of
 from tests.waiting import wait_for
 
 PARTITIONS: Final = 4
@@ -70,18 +73,18 @@ class Desk:
         pool = own.enter_context(open_pool(settings.postgres_url, max_size=4))
         follower = PartitionFollower(settings.postgres_url, pool, self.fences, settings.partitions)
         own.callback(follower.close)
-        admission = RedisAdmission(
-            lambda: control_client(settings.redis_url, settings.redis_timeout),
+        nodes = own.enter_context(RedisNodes.of_url(settings.redis_url, settings.partitions))
+        self.admission = RedisAdmission(
+            lambda node: control_client(node, settings.redis_timeout),
             self.fences,
             follower,
-            settings.partitions,
             settings.durability,
             settings.redis_timeout,
         )
         self.store = RedisStore(
-            settings.redis_url,
+            nodes.topology,
             self.fences,
-            admission,
+            self.admission,
             timeout=settings.redis_timeout,
             max_pending=settings.max_pending_operations,
             on_refused=lambda part, names: self.wide.take_over(part, names),
@@ -99,10 +102,9 @@ class Desk:
         self.store.attach(self.journal)
         own.callback(self.journal.close)
         own.callback(self.store.close)
-        redis = own.enter_context(closing(control_client(settings.redis_url)))
         durable = None
         if settings.journals_first:
-            durable = make_durable(Checkpointer(redis, pool, settings.partitions))
+            durable = make_durable(Checkpointer(nodes, pool, settings.partitions))
         self.wide = WideCounters(self.store, any_sharding(settings), 5.0, durable)
         own.callback(self.wide.close)
         return self
@@ -192,8 +194,10 @@ class Keeper:
         self.redis: Redis = own.enter_context(closing(control_client(settings.redis_url)))
         self.pool: BoundedPool = own.enter_context(open_pool(settings.postgres_url, max_size=6))
         self._fences = Fences({})
+        nodes = nodes_of(self.redis, settings.partitions)
+        self._topology = nodes.topology
         store = RedisStore(
-            settings.redis_url,
+            self._topology,
             self._fences,
             _AnyLife(),
             timeout=settings.redis_timeout,
@@ -201,16 +205,17 @@ class Keeper:
             on_refused=lambda part, names: wide.take_over(part, names),
         )
         own.callback(store.close)
-        self.checkpointer = Checkpointer(self.redis, self.pool, settings.partitions)
+        self.checkpointer = Checkpointer(nodes, self.pool, settings.partitions)
         durable = make_durable(self.checkpointer) if settings.journals_first else None
         wide = WideCounters(store, any_sharding(settings), 5.0, durable)
         own.callback(wide.close)
         self.drainer = Drainer(
-            lambda: Connection(settings.redis_url, settings.redis_timeout),
+            lambda node: Connection(node, settings.redis_timeout),
+            self._topology,
             self.pool,
             wide,
             durable,
-            window_loader(settings, self._clock),
+            window_loader(settings, self._topology, self._clock),
             settings.partitions,
             self._clock,
             keeps_tokens=settings.journals_first,
@@ -237,7 +242,7 @@ class Keeper:
         """Redis loses everything; makes it anew from Postgres, with its journal."""
         self.redis.flushall()
         rebuilder = Rebuilder(
-            self._settings.redis_url,
+            self._topology,
             self._settings.postgres_url,
             self._settings.partitions,
             last_checkpoint=self.checkpointer.checkpoint_fenced,
@@ -257,7 +262,7 @@ class Keeper:
         """Adds a board, and tells Redis of it."""
         with self.pool.connection() as conn:
             insert(conn, row_of(board))
-        self.run(self.drainer.publish(board))
+        self.drainer.publish(board)
         return board
 
     def plans(self, board: Leaderboard, windows: Sequence[str]) -> list[Plan]:
@@ -329,7 +334,7 @@ class Keeper:
 
 
 class _AnyLife:
-    def admit(self, connection: Connection) -> Durability:
+    def admit(self, connection: Connection, node: str, stays: Sequence[Stay]) -> Durability:
         return Durability(None, lambda reply: True)
 
 

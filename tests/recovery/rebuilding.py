@@ -8,6 +8,7 @@ from redis import Redis
 from tallyboard_server.checkpointer import Checkpointer
 from tallyboard_server.postgres.pool import BoundedConnection
 from tallyboard_server.redis.keys import kind_of_key
+from tests.redis.nodes import nodes_of
 
 # What a rebuild makes anew: no marks of changes, nothing that ends by itself.
 _COMPARED: Final = "cwbgozh"
@@ -33,7 +34,7 @@ class LastCheckpoint:
         if self.fails:
             raise Killed
         pool: Any = None  # the caller's connection is all it takes
-        checkpointer = Checkpointer(self._redis, pool, self._partitions)
+        checkpointer = Checkpointer(nodes_of(self._redis, self._partitions), pool, self._partitions)
         if self.late:
             checkpointer._forget_keys = _die  # type: ignore[method-assign]
         checkpointer.checkpoint_fenced(conn, partition, mark)

@@ -30,6 +30,7 @@ from tests.recovery.journaling import (
     wait_until_open,
 )
 from tests.redis.node import RedisNode
+from tests.redis.nodes import nodes_of
 from tests.waiting import wait_for
 
 node, database = stores.node, stores.database
@@ -247,7 +248,7 @@ def test_a_partition_that_can_not_be_drained_keeps_no_other_closed(
         " VALUES (1, 'from', 1, 'a later version', 1)"
     )
     restorer = Restorer(
-        keeper.redis,
+        nodes_of(keeper.redis, PARTITIONS),
         keeper.pool,
         keeper.drainer,
         lambda lost: None,

@@ -23,8 +23,9 @@ from tallyboard_server.recovery.drift import DriftWatch
 from tallyboard_server.recovery.verify import Verifier
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import dirty_key, in_flight_key, incarnation_key, shard_key
+from tallyboard_server.redis.nodes import RedisNodes, control_client
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.leaderboards import live
 from tests.leaderboards.live import House, refusal
 from tests.postgres.support import PARTITIONS, empty_redis, new_database, put, settings_for
@@ -60,11 +61,11 @@ class Desk:
         redis_url = NOWHERE["redis"] if "redis" in away else self.settings.redis_url
         postgres_url = NOWHERE["postgres"] if "postgres" in away else self.settings.postgres_url
         with (
-            closing(control_client(redis_url)) as redis,
+            RedisNodes.of_url(redis_url, PARTITIONS) as nodes,
             open_pool(postgres_url, wait=0.2 if "postgres" in away else 5.0) as pool,
         ):
-            verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
-            return Operations(redis, pool, self.fences, self.settings, verifier).state(
+            verifier = Verifier(nodes, pool, Checkpointer(nodes, pool, PARTITIONS), PARTITIONS)
+            return Operations(nodes, pool, self.fences, self.settings, verifier).state(
                 time.monotonic() + 10
             )
 
@@ -146,10 +147,10 @@ def test_the_lag_is_not_known_without_both_stores(desk: Desk, away: str) -> None
 
 def test_stores_are_named_without_credentials(desk: Desk) -> None:
     desk.settings = dataclasses.replace(
-        desk.settings, redis_url="redis://ann:s3cret@cache:6380", postgres_url=NOWHERE["postgres"]
+        desk.settings, redis_url="redis://ann:s3cret@127.0.0.1:2", postgres_url=NOWHERE["postgres"]
     )
-    stores = desk.ask("redis", "postgres").stores
-    assert [store.address for store in stores] == ["cache:6380", "127.0.0.1:1"]
+    stores = desk.ask("postgres").stores
+    assert [store.address for store in stores] == ["127.0.0.1:2", "127.0.0.1:1"]
 
 
 @pytest.mark.parametrize(("batches", "depth"), [(0, 0), (3, 3), (10_000, 10_000), (10_500, 10_501)])
@@ -166,9 +167,9 @@ def test_the_depth_of_the_journal(desk: Desk, batches: int, depth: int) -> None:
 
 def operations_of(desk: Desk, rebuild: Rebuild | None) -> Operations:
     """Operations that need no store."""
-    redis: Any = None
+    nodes: Any = None
     verifier: Any = None
-    return Operations(redis, redis, desk.fences, desk.settings, verifier, rebuild)
+    return Operations(nodes, nodes, desk.fences, desk.settings, verifier, rebuild)
 
 
 def test_a_rebuild_is_handed_on(desk: Desk) -> None:
@@ -210,11 +211,11 @@ def test_a_version_without_rebuilds_says_so(desk: Desk) -> None:
 
 def test_a_store_that_is_away_is_unavailable(desk: Desk) -> None:
     with (
-        closing(control_client(NOWHERE["redis"])) as redis,
+        RedisNodes.of_url(NOWHERE["redis"], PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
-        verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
-        operations = Operations(redis, pool, desk.fences, desk.settings, verifier)
+        verifier = Verifier(nodes, pool, Checkpointer(nodes, pool, PARTITIONS), PARTITIONS)
+        operations = Operations(nodes, pool, desk.fences, desk.settings, verifier)
         with pytest.raises(Unavailable) as caught:
             list(operations.verify([], 10, lambda: None))
     assert caught.value.reason == "REDIS_UNAVAILABLE"
@@ -222,11 +223,12 @@ def test_a_store_that_is_away_is_unavailable(desk: Desk) -> None:
 
 def test_a_checkpoint_names_the_partitions_it_left_out(desk: Desk) -> None:
     with (
-        closing(control_client(desk.settings.redis_url)) as redis,
+        RedisNodes.of_url(desk.settings.redis_url, PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
-        verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
-        operations = Operations(redis, pool, desk.fences, desk.settings, verifier)
+        redis = nodes.of(0)
+        verifier = Verifier(nodes, pool, Checkpointer(nodes, pool, PARTITIONS), PARTITIONS)
+        operations = Operations(nodes, pool, desk.fences, desk.settings, verifier)
         for number in range(PARTITIONS):
             put(redis, number, {"post:42": 41})
         for number in (1, 3):
@@ -244,9 +246,9 @@ def soon() -> float:
 # The keeper's own comparison
 
 
-def watch(redis: Any, pool: Pool, interval: float, now: list[float]) -> DriftWatch:
+def watch(nodes: RedisNodes, pool: Pool, interval: float, now: list[float]) -> DriftWatch:
     """A watch whose clock is `now[0]`."""
-    verifier = Verifier(redis, pool, Checkpointer(redis, pool, PARTITIONS), PARTITIONS)
+    verifier = Verifier(nodes, pool, Checkpointer(nodes, pool, PARTITIONS), PARTITIONS)
     return DriftWatch(verifier, PARTITIONS, interval, lambda: now[0])
 
 
@@ -259,13 +261,13 @@ def drift() -> float:
 
 def test_drift_is_found_logged_and_seen_to_be_mended(desk: Desk) -> None:
     with (
-        closing(control_client(desk.settings.redis_url)) as redis,
+        RedisNodes.of_url(desk.settings.redis_url, PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
-        now = [0.0]
-        drifts = watch(redis, pool, 60.0, now)
+        now, redis = [0.0], nodes.of(0)
+        drifts = watch(nodes, pool, 60.0, now)
         put(redis, 1, {"post:42": 41})
-        Checkpointer(redis, pool, PARTITIONS).checkpoint_all()
+        Checkpointer(nodes, pool, PARTITIONS).checkpoint_all()
         redis.set(shard_key(1, "acme", "post:42"), 42)
         redis.set(shard_key(2, "acme", "extra"), 1)
         with capture_logs() as lines:
@@ -285,13 +287,13 @@ def test_drift_is_found_logged_and_seen_to_be_mended(desk: Desk) -> None:
 
 def test_what_differed_is_looked_at_again_soon(desk: Desk) -> None:
     with (
-        closing(control_client(desk.settings.redis_url)) as redis,
+        RedisNodes.of_url(desk.settings.redis_url, PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
-        now = [0.0]
-        drifts = watch(redis, pool, 60.0, now)
+        now, redis = [0.0], nodes.of(0)
+        drifts = watch(nodes, pool, 60.0, now)
         put(redis, 1, {"post:42": 41})
-        Checkpointer(redis, pool, PARTITIONS).checkpoint_all()
+        Checkpointer(nodes, pool, PARTITIONS).checkpoint_all()
         redis.set(shard_key(1, "acme", "post:42"), 42)
 
         def turn() -> float:
@@ -308,22 +310,22 @@ def test_what_differed_is_looked_at_again_soon(desk: Desk) -> None:
 @pytest.mark.parametrize(("interval", "at"), [(60.0, 59.0), (0.0, 1e9)])
 def test_nothing_is_compared_before_it_is_due(desk: Desk, interval: float, at: float) -> None:
     with (
-        closing(control_client(NOWHERE["redis"])) as nobody,
+        RedisNodes.of_url(NOWHERE["redis"], PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
         now = [0.0]
-        drifts = watch(nobody, pool, interval, now)
+        drifts = watch(nodes, pool, interval, now)
         now[0] = at
         drifts.work()
 
 
 def test_a_store_that_is_away_ends_what_is_under_way(desk: Desk) -> None:
     with (
-        closing(control_client(NOWHERE["redis"])) as nobody,
+        RedisNodes.of_url(NOWHERE["redis"], PARTITIONS) as nodes,
         open_pool(desk.settings.postgres_url) as pool,
     ):
         now = [0.0]
-        drifts = watch(nobody, pool, 60.0, now)
+        drifts = watch(nodes, pool, 60.0, now)
         now[0] = 60.0
         with pytest.raises(RedisError):
             drifts.work()

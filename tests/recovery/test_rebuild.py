@@ -17,7 +17,6 @@ from tallyboard_server.postgres.pool import connect
 from tallyboard_server.recovery.boards import BoardLoader
 from tallyboard_server.recovery.rebuild import Rebuilder, Rebuilt
 from tallyboard_server.redis import windows
-from tallyboard_server.redis.client import run
 from tallyboard_server.redis.keys import incarnation_key, kind_of_key, window_keys
 from tallyboard_server.redis.pipe import Pipe
 from tests.leaderboards import live
@@ -109,7 +108,7 @@ def close(house: House, board: LiveBoard, window: str) -> None:
         assert close_window(conn, row.window_id)
     for place in board.partitions:
         incarnation = house.redis.get(incarnation_key(place)).decode()
-        run(house.redis, [windows.close_window(place, incarnation, board.key, window)])
+        house.nodes.run([windows.close_window(place, incarnation, board.key, window)])
 
 
 def rebuild(
@@ -117,7 +116,7 @@ def rebuild(
 ) -> list[Rebuilt]:
     """Rebuilds partitions; calls go to a new worker from then on."""
     rebuilder = Rebuilder(
-        house.settings.redis_url,
+        house.nodes.topology,
         house.settings.postgres_url,
         PARTITIONS,
         last_checkpoint=LastCheckpoint(house.redis, PARTITIONS),
@@ -326,7 +325,7 @@ def test_one_window_for_the_journal(house: House) -> None:
     before = picture(house.redis, {board.partitions[0]})
     house.redis.delete(*key)
     with (
-        Pipe(house.settings.redis_url, 5) as pipe,
+        Pipe(house.nodes.topology, 5) as pipe,
         connect(house.settings.postgres_url) as conn,
     ):
         row = find_window(conn, board.key, TODAY)

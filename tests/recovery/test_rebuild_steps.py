@@ -30,10 +30,12 @@ from tallyboard_server.redis.keys import (
     shard_key,
     version_key,
 )
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.pipe import Fenced, Pipe
-from tallyboard_server.stores import control_client, open_stores
+from tallyboard_server.stores import open_stores
 from tests.postgres.support import PARTITIONS, empty_redis, new_database, put, rows, settings_for
 from tests.recovery.rebuilding import Killed, LastCheckpoint
+from tests.redis.nodes import topology_of
 
 LINK = link_key(0, "link")
 REQUEST = request_key(0, "acme", "request")
@@ -50,9 +52,10 @@ class Stores:
         self.redis_url = redis_url
         self.postgres_url = postgres_url
         self.redis = redis
+        self.topology = topology_of(redis_url, PARTITIONS)
         self.last = LastCheckpoint(redis, PARTITIONS)
         self.rebuilder = Rebuilder(
-            redis_url, postgres_url, PARTITIONS, last_checkpoint=self.last, drain=None
+            self.topology, postgres_url, PARTITIONS, last_checkpoint=self.last, drain=None
         )
         put(redis, 0, {"post:42": 5})
         redis.hset(LINK, "1", "1")
@@ -350,7 +353,7 @@ def test_one_that_was_overtaken_writes_nothing_more(stores: Stores) -> None:
         late.fence()
         mark = stores.held()
     stores.rebuilder.rebuild([0])
-    with Pipe(stores.redis_url, 5) as pipe, connect(stores.postgres_url) as conn:
+    with Pipe(stores.topology, 5) as pipe, connect(stores.postgres_url) as conn:
         conn.autocommit = True
         conn.execute("UPDATE tallyboard.counter_shards SET value = 4")
         loader = PartitionLoader(pipe, conn, {0: mark}, Reporter((0,), None))

@@ -33,9 +33,9 @@ from tallyboard_server.redis.keys import (
     wide_key,
     window_keys,
 )
+from tallyboard_server.redis.nodes import control_client
 from tallyboard_server.redis.scores import element_of, make_record
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client
 from tests.leaderboards import live
 from tests.leaderboards.live import DAY, PARTITIONS, House, LiveBoard, at
 from tests.postgres.support import new_database
@@ -67,8 +67,8 @@ class Bench:
     def __init__(self, house: House, pool: Any, counters: CounterServiceStub) -> None:
         self.house = house
         self.redis = house.redis
-        self.checkpointer = Checkpointer(house.redis, pool, PARTITIONS)
-        self.verifier = Verifier(house.redis, pool, self.checkpointer, PARTITIONS, house.clock)
+        self.checkpointer = Checkpointer(house.nodes, pool, PARTITIONS)
+        self.verifier = Verifier(house.nodes, pool, self.checkpointer, PARTITIONS, house.clock)
         self.counters = counters
 
     def verify(self, most: int = 100) -> list[Verified]:

@@ -16,6 +16,7 @@ from tallyboard_server.redis.operations import Token
 from tallyboard_server.redis.store import RedisStore
 from tests.redis.admission import REDIS_TIMEOUT, AdmitsAll
 from tests.redis.node import RedisNode
+from tests.redis.nodes import topology_of
 
 PARTITIONS: Final = 4
 SHARDS: Final = 3
@@ -40,7 +41,7 @@ class Counters:
         fences = Fences(dict.fromkeys(range(PARTITIONS), LIFE))
         self.sharding = sharding = Sharding(PARTITIONS, SHARDS, {}, [], SHARDS, own_shard)
         self.store = RedisStore(
-            url,
+            topology_of(url, PARTITIONS),
             fences,
             AdmitsAll(mode),
             timeout=REDIS_TIMEOUT,

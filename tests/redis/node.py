@@ -12,7 +12,7 @@ from typing import Any, Final
 from redis import Redis
 
 from tallyboard_server.embedded import EmbeddedRedis, find_redis_server
-from tallyboard_server.stores import control_client
+from tallyboard_server.redis.nodes import control_client
 
 #: More binaries to test the scripts with, paths separated by colons.
 SERVERS_VARIABLE: Final = "TALLYBOARD_TEST_REDIS_SERVERS"
@@ -25,12 +25,17 @@ class RedisNode(EmbeddedRedis):
         folder: its data.
         binary: the redis-server to start; the embedded one if left out.
         extra_args: of redis-server.
+        port: where it listens; one that nobody uses if left out.
     """
 
     def __init__(
-        self, folder: Path, binary: str | None = None, extra_args: Sequence[str] = ()
+        self,
+        folder: Path,
+        binary: str | None = None,
+        extra_args: Sequence[str] = (),
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         super().__init__(folder, ("--port", str(self.port), *extra_args))
         self._binary = binary or find_redis_server()
 
@@ -38,6 +43,10 @@ class RedisNode(EmbeddedRedis):
     def url(self) -> str:
         """The TCP address, so that a proxy can stand between."""
         return f"redis://127.0.0.1:{self.port}"
+
+    def add_arguments(self, *arguments: str) -> None:
+        """More arguments of redis-server, from its next start on."""
+        self._extra_args += arguments
 
     def client(self) -> Redis:
         """A client for the test's own questions, past any proxy; close it."""

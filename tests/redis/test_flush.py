@@ -405,7 +405,21 @@ def test_a_redis_that_takes_no_writes_is_away(reply: Any) -> None:
     assert outcome.away.split()[0] in TAKES_NO_WRITES
 
 
-@pytest.mark.parametrize("reply", ["NOSCRIPT x", "LOADING x", "BUSY x", "TRYAGAIN", "MASTERDOWN"])
+def test_what_another_node_has_is_sent_again_and_noted() -> None:
+    asked = Asked(0, {"k": 1})
+    moved = hiredis.ReplyError("MOVED 1 127.0.0.1:2")
+    outcome = flush_of([asked.part], LinkSequences("link")).settle([moved])
+    assert (outcome.again, outcome.moved) == ([asked.part], "MOVED 1 127.0.0.1:2")
+
+
+@pytest.mark.parametrize("reply", ["ASK 1 127.0.0.1:2", "TRYAGAIN x"])
+def test_what_no_node_takes_now_is_kept_elsewhere(reply: str) -> None:
+    asked = Asked(0, {"k": 1})
+    outcome = flush_of([asked.part], LinkSequences("link")).settle([hiredis.ReplyError(reply)])
+    assert [(call.is_moving, call.sent) for call in outcome.stranded] == [(True, False)]
+
+
+@pytest.mark.parametrize("reply", ["NOSCRIPT x", "LOADING x", "BUSY x", "MASTERDOWN"])
 def test_what_was_not_run_is_sent_again(reply: str) -> None:
     asked = Asked(0, {"k": 1})
     outcome = flush_of([asked.part], LinkSequences("link")).settle([hiredis.ReplyError(reply)])

@@ -427,15 +427,23 @@ def texts_with(conn: psycopg.Connection[Any], ids: Collection[int], what: str) -
     return [row[0] for row in rows]
 
 
-def note_redis_life(conn: psycopg.Connection[Any], run_id: str) -> bool:
-    """Says which life of Redis was looked at; tells whether it was another one before."""
-    return (
-        conn.execute(
-            "UPDATE tallyboard.store SET redis_life = %(life)s WHERE redis_life <> %(life)s",
-            {"life": run_id},
-        ).rowcount
-        > 0
+def note_redis_life(
+    conn: psycopg.Connection[Any], run_id: str, partitions: Collection[int]
+) -> set[int]:
+    """Says in which life of their node partitions were looked at.
+
+    Returns:
+        those that were in another one before.
+    """
+    rows = conn.execute(
+        "UPDATE tallyboard.partitions SET redis_life = %(life)s WHERE partition IN ("
+        " SELECT partition FROM tallyboard.partitions"
+        " WHERE partition = ANY(%(partitions)s) AND redis_life <> %(life)s"
+        " ORDER BY partition FOR NO KEY UPDATE"
+        ") RETURNING partition",
+        {"life": run_id, "partitions": list(partitions)},
     )
+    return {row[0] for row in rows}
 
 
 def left_behind(conn: psycopg.Connection[Any], seconds: float) -> set[int]:

@@ -6,10 +6,12 @@ Redis has of a window for the whole.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import psycopg
+from redis.exceptions import RedisError
 
 from tallyboard_server.leaderboards.definitions import from_json
 from tallyboard_server.leaderboards.loads import Values, WindowLoad
@@ -188,8 +190,10 @@ class BoardLoader:
                         self._pipe.send(
                             *windows.close_window(place, marks[place], row.board_key, row.window)
                         )
-            self._pipe.send("INCR", definitions.CHANGES_KEY)
             self._pipe.flush()
+        # The node that counts the changes may be away: then workers learn of them by the fences.
+        with suppress(RedisError):
+            self._pipe.ask(("INCR", definitions.CHANGES_KEY))
 
     def _settle_archived(
         self, boards: Mapping[str, _Board], found: Sequence[WindowPart], marks: Mapping[int, str]
@@ -237,7 +241,8 @@ class BoardLoader:
         keys = [window_keys(place, board.part.board_key, window).entries for place in others]
         if not keys:
             return None
-        (seconds, micros), *left = self._pipe.ask(("TIME",), *(("PTTL", key) for key in keys))
+        seconds, micros = self._pipe.ask_nodes(others[:1], ("TIME",))[0]
+        left = self._pipe.ask(*(("PTTL", key) for key in keys))
         there = [int(each) for each in left if each != -2]
         if not there:
             return None

@@ -60,7 +60,7 @@ class CounterCheck:
         """
         # Redis may name a key twice while its table of keys grows or shrinks.
         strays: set[ShardName] = set()
-        for keys in self._looks.keys_of_counters(_PAGE):
+        for keys in self._looks.keys_of_counters(partitions, _PAGE):
             names_here = dict.fromkeys(filter(None, map(_parse, keys)))
             named = [
                 name for name in names_here if name.partition in partitions and name not in strays
@@ -118,7 +118,7 @@ class CounterCheck:
         self, partition: OpenPartition, found: Verified, page: Sequence[Shard]
     ) -> None:
         found.counters += len(page)
-        held = self._looks.values([_key(shard.name) for shard in page])
+        held = self._looks.values(partition.number, [_key(shard.name) for shard in page])
         suspects = [
             shard
             for shard, value in zip(page, held, strict=True)

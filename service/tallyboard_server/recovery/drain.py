@@ -6,6 +6,7 @@ between two rows, or before anything was noted, leaves nothing that the next one
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ from tallyboard_server.redis.keys import (
     home_partition,
     incarnation_key,
     journaled_key,
+    key_of,
     parse_counter_key,
     request_key,
     version_key,
@@ -50,6 +52,7 @@ from tallyboard_server.redis.keys import (
 )
 from tallyboard_server.redis.operations import Part, Token
 from tallyboard_server.redis.scores import Columns, Refusal, ScorePart, ScoresCall
+from tallyboard_server.redis.topology import Topology
 
 _PAGE: Final = 256
 # While the last rows are applied, nobody adds any: they must be few.
@@ -70,7 +73,7 @@ class NotReady(Exception):
 
 
 class RedisAway(NotReady):
-    """Redis can't take the journal of any partition now."""
+    """The node can't take the journal of any of its partitions now."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Drainer:
     """Drains partitions; for one thread.
 
     Args:
-        connect: opens a connection to Redis.
+        connect: opens a connection to a node of Redis, by its URL.
+        topology: which node has what.
         pool: connections to Postgres; two at a time are used.
         wide: applies what shards can't hold.
         make_durable: copies partitions to Postgres, or raises TallyboardError; None where nothing
@@ -119,7 +123,8 @@ class Drainer:
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
+        connect: Callable[[str], Connection],
+        topology: Topology,
         pool: BoundedPool,
         wide: WideCounters,
         make_durable: MakeDurable | None,
@@ -130,6 +135,7 @@ class Drainer:
         keeps_tokens: bool,
     ) -> None:
         self._connect = connect
+        self._topology = topology
         self._pool = pool
         self._wide = wide
         self._make_durable = make_durable
@@ -137,7 +143,7 @@ class Drainer:
         self._partitions = partitions
         self._clock = clock
         self.keeps_tokens = keeps_tokens
-        self._connection: Connection | None = None
+        self._connections: dict[str, Connection] = {}
 
     def drain(self, partition: int) -> Drained:
         """Applies the journal of a partition and opens it.
@@ -168,25 +174,36 @@ class Drainer:
                 return _Drain(self, conn, partition).run()
         except (ConnectionLost, NoAnswer) as error:
             self.close()
-            raise RedisAway(f"Redis is away: {error}") from error
+            raise self._trouble(partition, f"Redis is away: {error}") from error
+
+    def _trouble(self, partition: int, problem: str) -> NotReady:
+        """Whether its own node is away; a row may have needed another one for a wide counter."""
+        if len(self._topology.layout.nodes) > 1:
+            with suppress(ConnectionLost, NoAnswer):
+                self.connected(partition)
+                return NotReady(problem)
+        return RedisAway(problem)
 
     def close(self) -> None:
-        """Ends the connection to Redis; the next drain opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Ends the connections to Redis; the next drain opens others."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
 
-    def connected(self) -> Connection:
-        """A connection that knows the scripts."""
-        if self._connection is None:
-            connection = self._connect()
+    def connected(self, partition: int) -> Connection:
+        """A connection to the node that has a partition, which knows the scripts."""
+        return self._connected_to(self._topology.layout.node_of(partition))
+
+    def _connected_to(self, node: str) -> Connection:
+        if node not in self._connections:
+            connection = self._connect(node)
             loads = [("SCRIPT", "LOAD", script.source) for script in scripts.ALL]
             for reply in connection.call(loads):
                 if isinstance(reply, Exception):
                     connection.close()
                     raise ConnectionLost(f"Redis is not ready: {reply}")
-            self._connection = connection
-        return self._connection
+            self._connections[node] = connection
+        return self._connections[node]
 
     def pack(self, call: ScriptCall, incarnation: str) -> bytes:
         """The command of a call that has a token."""
@@ -204,11 +221,13 @@ class Drainer:
 
     def not_wide(self, keys: Iterable[str]) -> set[tuple[str, str]]:
         """Those counters among these shards, as tenant and name, that have no wide key yet."""
-        names = [parse_counter_key(key.encode())[2:] for key in keys]
-        found = self.connected().call(
-            [("EXISTS", wide_key(home_partition(*name, self._partitions), *name)) for name in names]
-        )
-        return {name for name, is_there in zip(names, found, strict=True) if is_there == 0}
+        found = set()
+        for key in keys:
+            name = parse_counter_key(key.encode())[2:]
+            home = home_partition(*name, self._partitions)
+            if self.connected(home).call([("EXISTS", wide_key(home, *name))]) == [0]:
+                found.add(name)
+        return found
 
     def plans(self, conn: BoundedConnection) -> ScorePlans:
         """Plans for journaled scores."""
@@ -219,12 +238,18 @@ class Drainer:
         with self._pool.connection() as conn:
             rows.reject(conn, row, partition, reason, text)
 
-    def publish(self, board: Leaderboard) -> list[tuple[Any, ...]]:
-        """Commands that tell Redis of a board's definition."""
-        return definitions.publish(
+    def publish(self, board: Leaderboard) -> list[Any]:
+        """Tells Redis of a board's definition; gives the replies."""
+        commands = definitions.publish(
             board.tenant, board.leaderboard_id, board.board_key, board.revision,
             to_json(board), board.segments, self._partitions,
         )  # fmt: skip
+        layout = self._topology.layout
+        replies: list[Any] = []
+        for command in commands:
+            connection = self._connected_to(layout.node_of_key(key_of(command)))
+            replies += connection.call([command])
+        return replies
 
 
 # Every call of the journal has a token of its own.
@@ -275,7 +300,7 @@ class _Drain:
         if not found:
             raise NotReady(f"Postgres doesn't know partition {self._partition}")
         standing = found[0]
-        incarnation, version, applied = self._drainer.connected().call(
+        incarnation, version, applied = self._drainer.connected(self._partition).call(
             [
                 ("GET", incarnation_key(self._partition)),
                 ("GET", version_key(self._partition)),
@@ -338,7 +363,7 @@ class _Drain:
 
         Redis syncs its file once for a transaction, and otherwise once for a few of the calls.
         """
-        connection = self._drainer.connected()
+        connection = self._drainer.connected(self._partition)
         groups = list(in_groups(calls, [call.size for call in calls]))
         data, count = [], 0
         for group in groups:
@@ -466,7 +491,7 @@ class _Drain:
             if row is not None:
                 raise _ToLoad(board, row)
         elif refusal.code == "r":
-            for reply in self._drainer.connected().call(self._drainer.publish(board)):
+            for reply in self._drainer.publish(board):
                 if isinstance(reply, Exception):
                     raise NotReady(f"Redis said: {reply}")
 

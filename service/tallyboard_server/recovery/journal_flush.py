@@ -1,6 +1,6 @@
 """What one transaction of a worker's journal writes, and what becomes of it after the commit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from prometheus_client import Counter
@@ -55,7 +55,7 @@ class JournalFlush:
 
     Args:
         entries: all calls with tokens.
-        store: tells whether Redis is away, and which lives of partitions it expects.
+        store: tells which partitions' nodes are away, and which lives of partitions it expects.
         follower: is told what the transaction finds.
         journals_first: whether everything is journaled before it is sent.
 
@@ -110,11 +110,11 @@ class JournalFlush:
         self._clear()
         partitions = {entry.call.partition for entry in self.entries}
         rows.lock_shared(conn, partitions)
-        # Without Redis all partitions are closed at once, so that only the first batch waits.
-        which = None if self._store.away is not None else partitions
-        standings = rows.read_standings(conn, which)
-        self._sort(standings)
-        closed = self._close_partitions(conn, standings, connected_for)
+        # Without a node all its partitions are closed at once, so that only the first batch waits.
+        away = self._store.away()
+        standings = rows.read_standings(conn, partitions | away)
+        self._sort(standings, away)
+        closed = self._close_partitions(conn, standings, away, connected_for)
         new = [entry for entry in [*self.stays, *self.goes_on] if entry.call.row is None]
         is_new = not (self.may_be_committed and _are_there(conn, new))
         if is_new:
@@ -133,14 +133,14 @@ class JournalFlush:
         _BATCHES.inc(len(new))
         _UPDATES.inc(sum(size_of(entry.call) for entry in new))
 
-    def _sort(self, standings: Sequence[Standing]) -> None:
+    def _sort(self, standings: Sequence[Standing], away: Set[int]) -> None:
         """Decides what becomes of each entry."""
         self._follower.notice(standings)
         usable = {
             standing.partition: standing
             for standing in standings
             if standing.state == OPEN
-            and self._store.away is None
+            and standing.partition not in away
             and self._store.fences.expected(standing.partition) == standing.incarnation
         }
         for entry in self.entries:
@@ -154,6 +154,8 @@ class JournalFlush:
             elif standing is None or entry.over is not None or (call.forgotten and is_as_it_was):
                 # A row that is whole is applied whole, or was, when its partition was drained. Of
                 # one that Redis can't tell about, nobody may take Redis' word until it is.
+                self.stays.append(entry)
+            elif call.is_moving and (call.row is None or is_as_it_was):
                 self.stays.append(entry)
             elif call.row is not None and not is_as_it_was:
                 # Its partition was drained since, and the row may be gone: in another life of it
@@ -169,7 +171,11 @@ class JournalFlush:
                 self.back += call.parts
 
     def _close_partitions(
-        self, conn: BoundedConnection, standings: Sequence[Standing], connected_for: float
+        self,
+        conn: BoundedConnection,
+        standings: Sequence[Standing],
+        away: Set[int],
+        connected_for: float,
     ) -> list[Standing]:
         """Has the partitions of what stays journaled for; gives what Postgres says of them now."""
         staying = {entry.call.partition for entry in self.stays}
@@ -180,8 +186,7 @@ class JournalFlush:
         self.hidden_for = max(
             0.0, SEEN_BY_ALL - min(ages, default=0.0), FOUND_BY_ALL - connected_for
         )
-        is_away = self._store.away is not None
-        began = overlay.begin(conn, open_ones if is_away else staying & open_ones)
+        began = overlay.begin(conn, (staying | away) & open_ones)
         return rows.read_standings(conn, began) if began else []
 
     def _add(self, conn: BoundedConnection, new: Sequence[Entry]) -> None:

@@ -59,15 +59,13 @@ class PartitionLoader:
         pipe.prepare(scripts.EMPTY, scripts.LOAD_VALUES, scripts.LOAD_TOKEN)
 
     def empty(self, keep_tokens: Container[int] = ()) -> None:
-        """Deletes what the partitions hold, in one walk through all keys of Redis.
+        """Deletes what the partitions hold, in one walk through all keys of their nodes.
 
         Args:
             keep_tokens: the partitions whose tokens stay.
         """
         doomed: defaultdict[int, list[bytes]] = defaultdict(list)
-        cursor: Any = 0
-        while True:
-            cursor, keys = self._pipe.ask(("SCAN", cursor, "MATCH", "{tb:*}:*", "COUNT", _SCAN))[0]
+        for keys in self._pipe.scan(self._marks, "{tb:*}:*", _SCAN):
             for key in keys:
                 kind = kind_of_key(key)
                 if kind is None or kind.partition not in self._marks or kind.kind in _KEPT_KINDS:
@@ -78,8 +76,6 @@ class PartitionLoader:
                     if len(chunk) == _KEYS_A_CALL:
                         self._unlink(kind.partition, doomed.pop(kind.partition))
             self._reporter.add(len(keys))
-            if int(cursor) == 0:
-                break
         for partition, chunk in doomed.items():
             self._unlink(partition, chunk)
         self._pipe.flush()

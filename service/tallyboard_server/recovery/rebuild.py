@@ -44,6 +44,7 @@ from tallyboard_server.recovery.progress import Listener, Reporter
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.keys import incarnation_key, version_key
 from tallyboard_server.redis.pipe import Fenced, Pipe
+from tallyboard_server.redis.topology import Topology
 
 REDIS_TIMEOUT: Final = 5.0
 # Seconds to wait for a checkpoint to let go of a partition, and that one statement may take.
@@ -108,7 +109,8 @@ class Rebuilder:
     """Rebuilds partitions; for any number of threads and processes.
 
     Args:
-        redis_url, postgres_url: the stores.
+        topology: which node of Redis has what.
+        postgres_url: where Postgres is.
         partitions: how many there are.
         last_checkpoint: see `LastCheckpoint`; it raises when it can't.
         drain: see `Drain`; None just opens the partitions.
@@ -118,7 +120,7 @@ class Rebuilder:
 
     def __init__(
         self,
-        redis_url: str,
+        topology: Topology,
         postgres_url: str,
         partitions: int,
         *,
@@ -127,7 +129,7 @@ class Rebuilder:
         clock: Callable[[], int] = now_micros,
         timeout: float = REDIS_TIMEOUT,
     ) -> None:
-        self.redis_url = redis_url
+        self.topology = topology
         self.postgres_url = postgres_url
         self.partitions = partitions
         self.last_checkpoint = last_checkpoint
@@ -217,7 +219,7 @@ class Rebuild:
             conn = connect(owner.postgres_url, name="tallyboard rebuild")
             self._conn = self._own.enter_context(closing(conn))
             self._lock()
-            self._pipe = self._own.enter_context(Pipe(owner.redis_url, owner.timeout))
+            self._pipe = self._own.enter_context(Pipe(owner.topology, owner.timeout))
             self._pipe.prepare(scripts.FENCE_PARTITION)
             self._own = self._own.pop_all()
         return self
@@ -282,7 +284,7 @@ class Rebuild:
         reporter.expect(sum(expected))
         loader = PartitionLoader(self._pipe, self._conn, marks, reporter)
         boards = BoardLoader(self._pipe, self._conn, owner.partitions, owner.clock)
-        reporter.begin("empty", int(self._pipe.ask(("DBSIZE",))[0]))
+        reporter.begin("empty", sum(map(int, self._pipe.ask_nodes(marks, ("DBSIZE",)))))
         loader.empty(with_tokens)
         reporter.begin("counters", expected.counters)
         counters = loader.load_counters()

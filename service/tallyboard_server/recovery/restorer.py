@@ -6,8 +6,8 @@ partition after the other, so that what waits comes back in turns.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence, Set
+from typing import Final, NamedTuple
 
 import psycopg
 import structlog
@@ -26,6 +26,7 @@ from tallyboard_server.recovery.rebuild import PartitionBusy
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import incarnation_key, journaled_key, version_key
 from tallyboard_server.redis.link import RECONNECT_MOST
+from tallyboard_server.redis.nodes import RedisNodes, check_replies, is_moving
 from tallyboard_server.redis.pipe import Fenced
 
 _PAUSE: Final = 0.2
@@ -49,11 +50,19 @@ _DEPTH = Gauge(
 _log = structlog.get_logger(__name__)
 
 
+class _Found(NamedTuple):
+    """A partition as Postgres has it, and the incarnation and the version that Redis has."""
+
+    row: PartitionRow
+    incarnation: str | None
+    version: int
+
+
 class Restorer:
     """Brings partitions back. `run` is for one thread; it ends soon after `stopping` is set.
 
     Args:
-        redis: a client that does not repeat commands.
+        nodes: clients that do not repeat commands.
         pool: connections to Postgres.
         drainer: applies the journal.
         rebuild: makes partitions of Redis anew from Postgres, and has their journals drained.
@@ -63,7 +72,7 @@ class Restorer:
 
     def __init__(
         self,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         drainer: Drainer,
         rebuild: Callable[[Sequence[int]], object],
@@ -71,7 +80,7 @@ class Restorer:
         partitions: int,
         stopping: threading.Event,
     ) -> None:
-        self._redis = redis
+        self._nodes = nodes
         self._pool = pool
         self._drainer = drainer
         self._rebuild = rebuild
@@ -81,7 +90,11 @@ class Restorer:
         self._looked_behind = 0.0
         self._foreign: list[int] = []
         self._trouble = ""
-        self._back_since = 0.0
+        # Nodes that were away when they were asked last, and since when the others are there.
+        self._away: set[str] = set()
+        self._back_since: dict[str, float] = {}
+        # Partitions whose last rebuild wanted a node that is away, those that waited longest first.
+        self._stuck: dict[int, None] = {}
 
     def run(self) -> None:
         """Works until `stopping` is set."""
@@ -91,6 +104,9 @@ class Restorer:
                 self.work()
                 pause = _PAUSE
             except (RedisError, psycopg.Error, NotReady, TallyboardError) as error:
+                if isinstance(error, psycopg.Error):
+                    # Workers may be without it still: nothing is opened before they found it.
+                    self._away.update(self._nodes.topology.layout.nodes)
                 self._note(str(error).strip())
                 pause = _AWAY_PAUSE
             except Exception:  # the thread must live
@@ -102,19 +118,23 @@ class Restorer:
         """One look at all partitions, and what follows from it.
 
         Raises:
-            RedisError, psycopg.Error, NotReady: a store is away.
+            RedisError, psycopg.Error, NotReady: a store is away; what does not need it is done.
         """
-        self._find_left_behind()
+        self._nodes.refresh()
         with self._pool.connection() as conn:
             standings = read_partitions(conn)
             _DEPTH.set(rows.depth(conn))
         self._fences.follow({row.partition: row.incarnation for row in standings}, ())
         _NOT_OPEN.set(sum(row.state != OPEN for row in standings))
-        found = self._lives([row for row in standings if row.opened])
-        if self._trouble:
-            self._trouble, self._back_since = "", time.monotonic()
-        if time.monotonic() - self._back_since < _SETTLING:
-            return
+        found, away = self._lives([row for row in standings if row.opened])
+        self._find_left_behind({row.partition for row, _, _ in found})
+        trouble = self._restore(found) or away
+        if trouble is not None:
+            raise trouble
+        self._trouble = ""
+
+    def _restore(self, found: Sequence[_Found]) -> Exception | None:
+        """Brings back what can be; gives what is in the way of the others."""
         lost, foreign = self._sort(found)
         if foreign != self._foreign:
             self._foreign = foreign
@@ -122,42 +142,67 @@ class Restorer:
                 _log.error("Redis holds data that Postgres never knew.", partitions=foreign)
         waiting = [
             row.partition
-            for row in standings
+            for row, _, _ in found
             if row.state == JOURNALING
             and row.partition not in lost
             and row.partition not in foreign
         ]
-        try:
-            self._drain_all(waiting)
-        except RedisAway:
-            raise
-        except (NotReady, TallyboardError) as error:
-            if not lost:
-                raise
-            # It may want a counter's or a window's other partitions, which are lost still.
-            _log.info("Partitions wait for others.", why=str(error))
+        trouble: Exception | None = None
+        layout = self._nodes.topology.layout
+        for node, partitions in layout.group(waiting).items():
+            try:
+                self._drain_all(partitions)
+            except RedisAway as error:
+                self._away.add(node)
+                trouble = error
+            except (NotReady, TallyboardError, RedisError) as error:
+                if not lost:
+                    trouble = trouble or error
+                    continue
+                # It may want a counter's or a window's other partitions, which are lost still.
+                _log.info("Partitions wait for others.", why=str(error))
+        lost = [partition for partition in lost if layout.node_of(partition) not in self._away]
         if lost:
-            # Some at a time, so that the first are open while the others are loaded.
-            self._rebuild_some(lost[:_REBUILT_TOGETHER])
+            self._rebuild_some(self._next_to_rebuild(lost))
+        return trouble
 
-    def _lives(
-        self, standings: Sequence[PartitionRow]
-    ) -> list[tuple[PartitionRow, str | None, int]]:
-        """The rows with the incarnation and the version that Redis has."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for row in standings:
-            pipeline.execute_command("GET", incarnation_key(row.partition))
-            pipeline.execute_command("GET", version_key(row.partition))
-        found = pipeline.execute()
-        return [
-            (row, held.decode() if held else None, int(version or 0))
-            for row, held, version in zip(standings, found[::2], found[1::2], strict=True)
-        ]
+    def _next_to_rebuild(self, lost: Sequence[int]) -> list[int]:
+        """Some at a time, so that the first are open while the others are loaded.
+
+        One that wants a node that is away, for a board with segments there, must not keep others
+        from being rebuilt: those that were tried with it are tried alone, behind the others.
+        """
+        self._stuck = {i: None for i in self._stuck if i in lost}
+        fresh = [i for i in lost if i not in self._stuck]
+        if not fresh:
+            fresh = [next(iter(self._stuck))]
+            del self._stuck[fresh[0]]
+        return fresh[:_REBUILT_TOGETHER]
+
+    def _lives(self, standings: Sequence[PartitionRow]) -> tuple[list[_Found], RedisError | None]:
+        """What the nodes hold that have been there for a while; and what one that is away said."""
+        by_partition = {row.partition: row for row in standings}
+        found: list[_Found] = []
+        trouble: RedisError | None = None
+        # Workers find a node that has just taken over as late as one that is back.
+        new_since = time.monotonic() if self._back_since else 0.0
+        for node, partitions in self._nodes.topology.layout.group(by_partition).items():
+            try:
+                held = _ask(self._nodes.at(node), partitions)
+            except RedisError as error:
+                self._nodes.note(node, error)
+                self._away.add(node)
+                trouble = error
+                continue
+            if node in self._away:
+                self._away.remove(node)
+                self._back_since[node] = time.monotonic()
+            if time.monotonic() - self._back_since.setdefault(node, new_since) >= _SETTLING:
+                found += [_Found(by_partition[i], *each) for i, each in held.items()]
+        return found, trouble
 
     @staticmethod
-    def _sort(
-        found: Sequence[tuple[PartitionRow, str | None, int]],
-    ) -> tuple[list[int], list[int]]:
+    def _sort(found: Sequence[_Found]) -> tuple[list[int], list[int]]:
         """Partitions that Redis lost, and those of which it holds somebody else's data."""
         lost, foreign = [], []
         for row, incarnation, version in found:
@@ -176,11 +221,11 @@ class Restorer:
         One that can't be opened does not keep the others from it.
 
         Raises:
-            NotReady, TallyboardError: of the last one that can't be.
+            NotReady, TallyboardError, RedisError: of the last one that can't be.
         """
         started, batches = time.monotonic(), 0
         opened: list[int] = []
-        trouble: NotReady | TallyboardError | None = None
+        trouble: NotReady | TallyboardError | RedisError | None = None
         try:
             for partition in partitions:
                 if self._stopping.is_set():
@@ -192,7 +237,7 @@ class Restorer:
                     continue  # somebody else works on it
                 except RedisAway:
                     raise
-                except (NotReady, TallyboardError) as error:
+                except (NotReady, TallyboardError, RedisError) as error:
                     trouble = error
             if trouble is not None:
                 raise trouble
@@ -206,11 +251,15 @@ class Restorer:
     def _rebuild_some(self, partitions: Sequence[int]) -> None:
         try:
             self._rebuild(partitions)
+        except RedisError:
+            if self._away:
+                self._stuck |= dict.fromkeys(partitions)
+            raise
         except (PartitionBusy, Fenced) as error:
             # Another keeper, or a checkpoint; the next look shows what is left.
             _log.info("Partitions are being worked on.", partitions=partitions, why=str(error))
 
-    def _find_left_behind(self) -> None:
+    def _find_left_behind(self, reached: Set[int]) -> None:
         """Has partitions drained whose rows a worker left that is gone."""
         now = time.monotonic()
         if now - self._looked_behind < LEFT_BEHIND / 2:
@@ -218,12 +267,13 @@ class Restorer:
         self._looked_behind = now
         with self._pool.connection() as conn:
             found = rows.left_behind(conn, LEFT_BEHIND)
-        if found:
-            self._close_where_unapplied(found)
+        self._close_where_unapplied(found & reached)
 
     def _close_where_unapplied(self, partitions: set[int]) -> None:
         for partition in sorted(partitions):
-            applied = {int(row) for row in self._redis.smembers(journaled_key(partition))}
+            applied = {
+                int(row) for row in self._nodes.of(partition).smembers(journaled_key(partition))
+            }
             with self._pool.connection() as conn:
                 if rows.batch_ids(conn, partition, LEFT_BEHIND) - applied:
                     overlay.begin(conn, [partition])
@@ -232,3 +282,23 @@ class Restorer:
         if trouble != self._trouble:
             self._trouble = trouble
             _log.warning("Partitions can't be brought back now.", why=trouble)
+
+
+def _ask(node: Redis, partitions: Sequence[int]) -> dict[int, tuple[str | None, int]]:
+    """The incarnation and the version of partitions that a node holds.
+
+    One that is on its way to another node is left out.
+    """
+    pipeline = node.pipeline(transaction=False)
+    for partition in partitions:
+        pipeline.execute_command("GET", incarnation_key(partition))
+        pipeline.execute_command("GET", version_key(partition))
+    replies = pipeline.execute(raise_on_error=False)
+    found: dict[int, tuple[str | None, int]] = {}
+    for partition, *pair in zip(partitions, replies[::2], replies[1::2], strict=True):
+        if is_moving(pair):
+            continue
+        check_replies(pair)
+        incarnation, version = pair
+        found[partition] = (incarnation.decode() if incarnation else None, int(version or 0))
+    return found

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from typing import Final, Self
 
@@ -35,10 +35,11 @@ from tallyboard_server.redis.connection import Connection
 from tallyboard_server.redis.definitions import partitions_of
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
+from tallyboard_server.redis.nodes import RedisNodes
 from tallyboard_server.redis.pipe import Fenced, Pipe
 from tallyboard_server.redis.store import RedisStore
+from tallyboard_server.redis.topology import Stay, Topology
 from tallyboard_server.settings import Settings
-from tallyboard_server.stores import control_client
 
 # A journal's row stays until a checkpoint has its effect: Redis need not promise anything.
 _APPLIED: Final = Durability(None, lambda reply: True)
@@ -50,7 +51,7 @@ _LOCK_WAIT: Final = 5.0
 class _AnyLife:
     """Admits every Redis: the scripts themselves compare the incarnations."""
 
-    def admit(self, connection: Connection) -> Durability:
+    def admit(self, connection: Connection, node: str, stays: Sequence[Stay]) -> Durability:
         return _APPLIED
 
 
@@ -70,13 +71,14 @@ class Restoring:
 
     def __enter__(self) -> Self:
         settings, own = self._settings, self._stack
-        redis = own.enter_context(closing(control_client(settings.redis_url)))
+        nodes = own.enter_context(RedisNodes.of_url(settings.redis_url, settings.partitions))
+        topology = nodes.topology
         pool = own.enter_context(
             open_pool(settings.postgres_url, name="tallyboard restorer", max_size=6)
         )
         fences = Fences({})
         store = RedisStore(
-            settings.redis_url,
+            topology,
             fences,
             _AnyLife(),
             timeout=settings.redis_timeout,
@@ -84,30 +86,33 @@ class Restoring:
             on_refused=lambda part, keys: wide.take_over(part, keys),
         )
         own.callback(store.close)
-        checkpointer = Checkpointer(redis, pool, settings.partitions)
+        checkpointer = Checkpointer(nodes, pool, settings.partitions)
         durable = make_durable(checkpointer) if settings.journals_first else None
         wide = WideCounters(store, _any_sharding(settings), settings.call_timeout, durable)
         own.callback(wide.close)
         drainer = Drainer(
-            lambda: Connection(settings.redis_url, settings.redis_timeout),
+            lambda node: Connection(node, settings.redis_timeout),
+            topology,
             pool,
             wide,
             durable,
-            window_loader(settings, self._clock),
+            window_loader(settings, topology, self._clock),
             settings.partitions,
             self._clock,
             keeps_tokens=settings.journals_first,
         )
         rebuilder = Rebuilder(
-            settings.redis_url,
+            topology,
             settings.postgres_url,
             settings.partitions,
             last_checkpoint=checkpointer.checkpoint_fenced,
             drain=hand_over(pool),
             clock=self._clock,
         )
+        # A node that hangs must not keep the others waiting for long.
+        looking = own.enter_context(RedisNodes(topology, settings.redis_timeout))
         restorer = Restorer(
-            redis,
+            looking,
             pool,
             drainer,
             lambda lost: rebuilder.rebuild(lost, resume=True),
@@ -145,7 +150,7 @@ def _any_sharding(settings: Settings) -> Sharding:
     return Sharding(settings.partitions, settings.default_shards, {}, (), 1, 0)
 
 
-def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
+def window_loader(settings: Settings, topology: Topology, clock: Callable[[], int]) -> LoadWindow:
     """Brings back windows, over connections of its own: that is rare.
 
     The partitions are locked meanwhile, for whoever is deleted from the window would come back with
@@ -158,7 +163,7 @@ def window_loader(settings: Settings, clock: Callable[[], int]) -> LoadWindow:
         )
         with (
             closing(connect(settings.postgres_url, name="tallyboard windows")) as conn,
-            Pipe(settings.redis_url, settings.redis_timeout) as pipe,
+            Pipe(topology, settings.redis_timeout) as pipe,
             locked(conn, places, _LOCK_WAIT),
         ):
             loader = BoardLoader(pipe, conn, settings.partitions, clock)
@@ -186,6 +191,7 @@ def hand_over(pool: BoundedPool) -> Callable[[int], int]:
 
 def rebuild_on_demand(
     settings: Settings,
+    topology: Topology,
     checkpointer: Checkpointer,
     pool: BoundedPool,
     clock: Callable[[], int],
@@ -197,7 +203,7 @@ def rebuild_on_demand(
     works on the partition, and DeadlineExceeded when it is rebuilt and not yet open.
     """
     rebuilder = Rebuilder(
-        settings.redis_url,
+        topology,
         settings.postgres_url,
         settings.partitions,
         last_checkpoint=checkpointer.checkpoint_fenced,

@@ -1,7 +1,7 @@
 """What a worker knows of its partitions: looked up in Postgres several times a second."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import psycopg
@@ -89,17 +89,19 @@ class PartitionFollower:
             standings = read_standings(conn)
         self.notice(standings)
 
-    def close_where_journaled(self, run_id: str) -> None:
-        """Looks at a life of Redis, once among all workers: it may have lost what was applied.
+    def close_where_journaled(self, run_id: str, partitions: Collection[int]) -> None:
+        """Looks at partitions in a life of their node, once among all workers.
 
-        Partitions that the journal has rows of, applied or not, are journaled for.
+        It may have lost what was applied. Those that the journal has rows of, applied or not, are
+        journaled for.
 
         Raises:
             psycopg.Error: Postgres is away.
         """
         with self._pool.connection() as conn:
-            if note_redis_life(conn, run_id):
-                overlay.begin(conn, left_behind(conn, 0.0))
+            new = note_redis_life(conn, run_id, partitions)
+            if new:
+                overlay.begin(conn, left_behind(conn, 0.0) & new)
         self.look()
 
     def close(self) -> None:

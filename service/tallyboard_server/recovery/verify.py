@@ -10,7 +10,6 @@ from typing import Final
 
 import psycopg
 from prometheus_client import Counter
-from redis import Redis
 
 from tallyboard_server.checkpointer import Checkpointer, PartitionFenced
 from tallyboard_server.errors import Unavailable
@@ -21,6 +20,7 @@ from tallyboard_server.recovery.entry_check import EntryCheck
 from tallyboard_server.recovery.findings import Verified
 from tallyboard_server.recovery.partition import OpenPartition, find_open, unavailable
 from tallyboard_server.redis.looks import Looks
+from tallyboard_server.redis.nodes import RedisNodes
 
 DEFAULT_DIFFERENCES: Final = 100
 
@@ -35,7 +35,7 @@ class Verifier:
     Its methods raise redis.RedisError and psycopg.Error when a store is away.
 
     Args:
-        redis: a client that does not repeat commands.
+        nodes: clients that do not repeat commands.
         pool: connections with timeouts; each comparison uses one at a time.
         checkpointer: of the same stores.
         partitions: how many there are.
@@ -44,13 +44,13 @@ class Verifier:
 
     def __init__(
         self,
-        redis: Redis,
+        nodes: RedisNodes,
         pool: BoundedPool,
         checkpointer: Checkpointer,
         partitions: int,
         clock: Callable[[], int] = now_micros,
     ) -> None:
-        looks = Looks(redis)
+        looks = Looks(nodes)
         self._pool = pool
         self._checkpointer = checkpointer
         self._partitions = partitions

@@ -28,7 +28,12 @@ LINK_TTL = 3 * 24 * 3600
 MAX_DELTA = 1 << 52
 
 # What Redis says while it runs no commands, for a while.
-NOT_READY = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
+NOT_READY = ("LOADING", "BUSY", "MASTERDOWN")
+# What a node says whose slot is on its way to another one, or is nobody's: nobody can run the
+# command now.
+MOVING = ("ASK", "TRYAGAIN", "CLUSTERDOWN Hash slot not served")
+# What it says of a slot that another one has.
+MOVED = "MOVED"
 # What Redis says while it takes no writes at all; nothing was applied.
 TAKES_NO_WRITES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "NOAUTH", "NOPERM")
 # A script that heard it says where it was; before Redis 7 so of every error of a command.
@@ -76,6 +81,7 @@ class ScriptCall:
             whether it was applied then.
         forgotten: whether Redis could not tell whether it was applied, or did not say; the journal
             has it.
+        is_moving: whether its partition is on its way to another node, so that none takes it.
         incarnation: what it was packed with; of one that is in the journal, the only life of its
             partition that it is for.
     """
@@ -92,6 +98,7 @@ class ScriptCall:
     sent: bool = False
     doubtful: bool = False
     forgotten: bool = False
+    is_moving: bool = False
     incarnation: str = ""
 
     def without(self, parts: Collection[Part]) -> "ScriptCall":
@@ -103,7 +110,7 @@ class ScriptCall:
         call.token, call.row, call.changes = self.token, self.row, self.changes
         call.incarnation = self.incarnation
         call.sent, call.doubtful = self.sent, self.doubtful
-        call.forgotten = self.forgotten
+        call.forgotten, call.is_moving = self.forgotten, self.is_moving
         return call
 
     @property
@@ -236,6 +243,7 @@ class Outcome:
         refused: parts and the keys that a shard can't hold.
         amendments: calls of the journal without some of their parts.
         not_ready: what Redis said if it runs no commands for now.
+        moved: what it said if another node has the keys: what is sent again is to go there.
         reconnect: whether a new connection may help: it loads the scripts, or finds the master.
     """
 
@@ -246,6 +254,7 @@ class Outcome:
         self.fenced: dict[int, str] = {}
         self.away = ""
         self.not_ready = ""
+        self.moved = ""
         self.refused: list[tuple[Part, list[str]]] = []
         self.amendments: list[Amendment] = []
         self.reconnect = False
@@ -308,7 +317,12 @@ def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
     said = error_of(reply)
     call.sent = call.doubtful
     outcome.reconnect |= said.startswith(("NOSCRIPT", "READONLY"))
-    if said.startswith(("NOSCRIPT", *NOT_READY)):
+    if is_elsewhere(reply, outcome):
+        outcome.send_rest(call, ())
+    elif said.startswith(MOVING):
+        call.is_moving = True
+        outcome.stranded.append(call)
+    elif said.startswith(("NOSCRIPT", *NOT_READY)):
         if not said.startswith("NOSCRIPT"):
             outcome.not_ready = said
         outcome.send_rest(call, ())
@@ -322,6 +336,15 @@ def _settle_error(call: ScriptCall, reply: Exception, outcome: Outcome) -> None:
     else:
         for part in call.parts:
             part.done(unanswered(part, said) if call.sent else redis_said(reply))
+
+
+def is_elsewhere(reply: Exception, outcome: Outcome) -> bool:
+    """Whether another node has the keys of what was not run; noted in the outcome."""
+    said = error_of(reply)
+    if not said.startswith(MOVED):
+        return False
+    outcome.moved = said
+    return True
 
 
 def _settle_applied(call: ScriptCall, details: list[Any], durable: bool, outcome: Outcome) -> None:

@@ -64,10 +64,7 @@ class Connection:
         parts = urlsplit(url)
         try:
             if parts.scheme == "unix":
-                sock = socket.socket(socket.AF_UNIX)
-                sock.settimeout(self._timeout)
-                sock.connect(unquote(parts.path))
-                return sock
+                return _connect_to_path(unquote(parts.path), self._timeout)
             host, port = parts.hostname or "127.0.0.1", parts.port or 6379
             sock = socket.create_connection((host, port), self._timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -191,3 +188,14 @@ class Connection:
     def close(self) -> None:
         """Closes the socket; replies still on their way are lost."""
         self._socket.close()
+
+
+def _connect_to_path(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock

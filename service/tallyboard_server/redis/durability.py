@@ -73,18 +73,12 @@ def choose_durability(redis: Redis, durability: str) -> str:
         before it answers. `waitaof`: WAITAOF 1 0 has to follow. `wait:N`: WAIT N has to follow.
 
     Raises:
-        StartupError: this Redis can't do it as it is set up, may evict counters, or is a node of a
-            cluster.
+        StartupError: this Redis can't do it as it is set up, or may evict counters.
         redis.RedisError: Redis is away.
     """
     info: dict[str, str] = {}
-    for name in ("server", "memory", "persistence", "cluster"):
+    for name in ("server", "memory", "persistence"):
         info |= _section(redis, name)
-    if info.get("cluster_enabled") == "1":
-        raise StartupError(
-            "Redis is in cluster mode, and all partitions have to be on one server that is not; "
-            "set cluster-enabled no, or use another Redis."
-        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise StartupError(
@@ -122,7 +116,7 @@ def missing_replicas(redis: Redis, durability: str) -> str | None:
 
 
 def _fsync_mode(redis: Redis, info: dict[str, str]) -> str:
-    fsync = _appendfsync(redis)
+    fsync = setting_of(redis, "appendfsync")
     if info.get("aof_enabled") != "1":
         raise StartupError(
             "The durability fsynced needs Redis to keep an append-only file; set appendonly yes "
@@ -145,10 +139,10 @@ def _fsync_mode(redis: Redis, info: dict[str, str]) -> str:
     )
 
 
-def _appendfsync(redis: Redis) -> str | None:
-    """What appendfsync is; None where CONFIG is not allowed, as in many hosted services."""
+def setting_of(redis: Redis, name: str) -> str | None:
+    """What a setting of Redis is; None where CONFIG is not allowed, as in many hosted services."""
     try:
-        answer: Any = redis.execute_command("CONFIG", "GET", "appendfsync")
+        answer: Any = redis.execute_command("CONFIG", "GET", name)
     except ResponseError:
         return None
     pairs = answer.items() if isinstance(answer, dict) else [answer] if answer else []

@@ -6,7 +6,7 @@ import hiredis
 
 from tallyboard_server.errors import TallyboardError
 from tallyboard_server.redis import scripts
-from tallyboard_server.redis.calls import Outcome, pack, redis_said
+from tallyboard_server.redis.calls import Outcome, is_elsewhere, pack, redis_said
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.rankings import EntriesRead, Found, check_reply
 
@@ -39,6 +39,9 @@ class EntriesCall:
     def settle(self, reply: Any, fences: Fences, outcome: Outcome) -> None:
         """Gives every read its members, or its error."""
         if isinstance(reply, hiredis.ReplyError):
+            if is_elsewhere(reply, outcome):
+                outcome.again += self.reads
+                return
             if str(reply).startswith("NOSCRIPT"):
                 outcome.reconnect = True
                 outcome.again += self.reads

@@ -5,7 +5,7 @@ call, with one operation a key however many callers asked (group commit).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import hiredis
@@ -17,6 +17,7 @@ from tallyboard_server.redis.calls import (
     LinkSequences,
     Outcome,
     ScriptCall,
+    is_elsewhere,
     pack,
     redis_said,
     settle_call,
@@ -24,6 +25,7 @@ from tallyboard_server.redis.calls import (
 from tallyboard_server.redis.entries import EntriesCall
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.gets import Gets
+from tallyboard_server.redis.keys import slot_of
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 from tallyboard_server.redis.rankings import EntriesRead
 from tallyboard_server.redis.removals import RemovalCall
@@ -52,6 +54,7 @@ class Flush:
         durability: a command to send behind the writes (WAIT or WAITAOF), or None, and
         durable: the check of its reply.
         keeps_tokens: whether tokens are part of checkpoints.
+        is_cluster: whether a command, or a transaction, may name keys of one slot only.
 
     Attributes:
         data: the packed commands.
@@ -70,7 +73,9 @@ class Flush:
         durable: Callable[[Any], bool] = lambda reply: True,
         *,
         keeps_tokens: bool = False,
+        is_cluster: bool = False,
     ) -> None:
+        self._is_cluster = is_cluster
         self.deferred: list[Operation | ScriptCall] = []
         self.stranded: list[Part | ScriptCall] = []
         self._keeps_tokens = keeps_tokens
@@ -83,21 +88,29 @@ class Flush:
         self._pack(durability, durable)
 
     def renew(
-        self, durability: tuple[Any, ...] | None, durable: Callable[[Any], bool]
+        self,
+        durability: tuple[Any, ...] | None,
+        durable: Callable[[Any], bool],
+        admitted: Container[int],
     ) -> list[ScriptCall]:
         """Packs it anew for a new connection, under the same tokens.
 
         What was found out about the Redis at its other end may have closed partitions, and
         changed what its writes wait for.
 
+        Args:
+            admitted: the partitions that were looked at.
+
         Returns:
-            calls for partitions that are closed now; they are not part of it any more.
+            calls for partitions that are closed now, or not looked at; they are not part of it any
+            more.
         """
         stranded: list[ScriptCall] = []
         calls, self.calls = self.calls, []
         for call in calls:
             expected = self._fences.expected(call.partition)
             is_open = expected is not None and (call.row is None or expected == call.incarnation)
+            is_open = is_open and call.partition in admitted
             (self.calls if is_open else stranded).append(call)
         self._pack(durability, durable)
         return stranded
@@ -196,11 +209,22 @@ class Flush:
             self._transactions = [(call,) for call in self.calls]
             return [self._pack_call(call) for call in self.calls]
         packed = []
-        for group in in_groups(self.calls, sizes):
+        for group in self._groups(sizes):
             self._transactions.append(group)
             calls = [self._pack_call(call) for call in group]
             packed += [MULTI, *calls, EXEC] if len(group) > 1 else calls
         return packed
+
+    def _groups(self, sizes: Sequence[int]) -> Iterator[Sequence[ScriptCall]]:
+        """The calls of each transaction; those of one partition stay in their order."""
+        if not self._is_cluster:
+            yield from in_groups(self.calls, sizes)
+            return
+        by_partition: dict[int, list[ScriptCall]] = {}
+        for call in self.calls:
+            by_partition.setdefault(call.partition, []).append(call)
+        for calls in by_partition.values():
+            yield from in_groups(calls, [call.size for call in calls])
 
     def _pack_call(self, call: ScriptCall) -> bytes:
         expected = self._fences.expected(call.partition) or ""
@@ -208,10 +232,14 @@ class Flush:
 
     def _pack_reads(self, reads: list[Read]) -> list[Gets]:
         groups: list[Gets] = []
+        filling: dict[int, Gets] = {}
         for read in reads:
-            if not groups or not groups[-1].takes(read):
-                groups.append(Gets())
-                groups[-1].takes(read)
+            slot = slot_of(read.keys[0]) if self._is_cluster else 0
+            gets = filling.get(slot)
+            if gets is None or not gets.takes(read):
+                filling[slot] = gets = Gets()
+                groups.append(gets)
+                gets.takes(read)
         return groups
 
     @property
@@ -236,7 +264,7 @@ class Flush:
             for script_call, reply in zip(group, replies_of(group, found), strict=True):
                 settle_call(script_call, reply, durable, outcome)
         for gets in self._gets:
-            gets.settle(next(found), self._fences)
+            gets.settle(next(found), self._fences, outcome)
         for call in self._entry_calls:
             call.settle(next(found), self._fences, outcome)
         for command in self._commands:
@@ -282,7 +310,7 @@ def replies_of(group: Sequence[ScriptCall], found: Iterator[Any]) -> list[Any]:
 def _settle_command(command: Command, reply: Any, outcome: Outcome) -> None:
     if isinstance(reply, hiredis.ReplyError):
         outcome.reconnect |= str(reply).startswith(("NOSCRIPT", "READONLY"))
-        if str(reply).startswith("NOSCRIPT"):
+        if is_elsewhere(reply, outcome) or str(reply).startswith("NOSCRIPT"):
             outcome.again.append(command)
             return
         command.error = redis_said(reply)

@@ -5,7 +5,7 @@ from typing import Any
 import hiredis
 
 from tallyboard_server.redis import keys
-from tallyboard_server.redis.calls import pack, redis_said
+from tallyboard_server.redis.calls import Outcome, is_elsewhere, pack, redis_said
 from tallyboard_server.redis.fences import Fences, closed
 from tallyboard_server.redis.operations import Read
 
@@ -35,8 +35,11 @@ class Gets:
         names += [keys.incarnation_key(partition) for partition in self._partitions]
         return pack("MGET", *names)
 
-    def settle(self, reply: Any, fences: Fences) -> None:
+    def settle(self, reply: Any, fences: Fences, outcome: Outcome) -> None:
         """Gives every read its values or its error."""
+        if isinstance(reply, hiredis.ReplyError) and is_elsewhere(reply, outcome):
+            outcome.again += self.reads
+            return
         error = redis_said(reply) if isinstance(reply, hiredis.ReplyError) else None
         lost: set[int] = set()
         if error is None:

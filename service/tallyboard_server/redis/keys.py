@@ -6,7 +6,10 @@ a tenant is written with its length in bytes, so no name can run into another ke
 
 import re
 import zlib
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from redis.crc import key_slot
 
 PARTITION_META = "tb:meta"
 
@@ -82,6 +85,11 @@ def claim_key(partition: int, tenant: str, request_id: str) -> str:
 def incarnation_key(partition: int) -> str:
     """Key of the partition's incarnation."""
     return f"{{tb:{partition}}}:i"
+
+
+def probe_key(partition: int) -> str:
+    """Key that is written to see whether a node takes writes."""
+    return f"{{tb:{partition}}}:probe"
 
 
 def dirty_key(partition: int) -> str:
@@ -213,6 +221,17 @@ def kind_of_key(key: bytes) -> KeyKind | None:
     """Whose key it is and what it is for; None if it belongs to no partition."""
     found = _KEY.match(key)
     return None if found is None else KeyKind(int(found[1]), found[2].decode())
+
+
+def key_of(command: Sequence[Any]) -> str | bytes:
+    """The first key of a command: what says which node is to run it."""
+    key: str | bytes = command[3] if command[0] in ("EVAL", "EVALSHA") else command[1]
+    return key
+
+
+def slot_of(key: str | bytes) -> int:
+    """The slot of a cluster that a key is in."""
+    return key_slot(key.encode() if isinstance(key, str) else key)
 
 
 def home_partition(tenant: str, name: str, partitions: int) -> int:

@@ -34,9 +34,10 @@ from tallyboard_server.redis.connection import Connection, ConnectionLost, Ident
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.flush import Flush
-from tallyboard_server.redis.keys import link_key
+from tallyboard_server.redis.keys import key_of, link_key
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 from tallyboard_server.redis.rankings import EntriesRead
+from tallyboard_server.redis.topology import Layout, Stay, Topology
 
 _GONE_BACK = Counter(
     "tallyboard_redis_gone_back_partitions",
@@ -55,6 +56,8 @@ _IDLE = 0.5
 _PLAN_AHEAD = 16_384
 
 
+_ENDED: Final = "its link has ended"
+
 #: Why something is stranded that is for a partition that is closed.
 CLOSED: Final = "the partition is closed"
 
@@ -64,8 +67,13 @@ Stranded = Callable[[Sequence[Part | ScriptCall], str], None]
 class Admission(Protocol):
     """Decides whether a Redis may be written to, before anything is."""
 
-    def admit(self, connection: Connection) -> Durability:
+    def admit(self, connection: Connection, node: str, stays: Sequence[Stay]) -> Durability:
         """What has to be true there before a write is acknowledged.
+
+        Args:
+            connection: to the node.
+            node: its URL.
+            stays: of the partitions that it has; at least one.
 
         Raises:
             ConnectionLost: it can't be used now.
@@ -77,7 +85,8 @@ class Link:
     """A pipelined connection to one Redis node.
 
     Args:
-        url: the node.
+        node: the node's URL.
+        topology: which node has which partition.
         fences: the incarnations expected, shared with the worker.
         admission: is asked about every new connection.
         timeout: seconds without an answer, besides what the durability takes, after which the
@@ -92,6 +101,9 @@ class Link:
         on_amended: called on the link's thread with calls of the journal without some of their
             parts; takes them over. Needed only by whoever sends such calls.
         on_lost: called on the link's thread when Redis did not answer it, with why.
+        on_moved: called on the link's thread when it is to be found out who has which partition,
+            with whether the node itself can tell.
+        on_elsewhere: called on the link's thread with what another node has to run; takes it over.
         keeps_tokens: whether tokens are part of checkpoints.
         name: for the thread and the log.
 
@@ -100,7 +112,8 @@ class Link:
 
     def __init__(
         self,
-        url: str,
+        node: str,
+        topology: Topology,
         fences: Fences,
         admission: Admission,
         *,
@@ -111,10 +124,16 @@ class Link:
         on_again: Callable[[Part], None] | None = None,
         on_amended: Callable[[Sequence[Amendment]], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        on_moved: Callable[[bool], None] | None = None,
+        on_elsewhere: Callable[[Sequence[Operation | ScriptCall]], None] | None = None,
         keeps_tokens: bool = False,
         name: str,
     ) -> None:
-        self._url = url
+        self._node = node
+        self._topology = topology
+        self._layout: Layout | None = None  # the one whose partitions were admitted
+        self._admitted: frozenset[Stay] = frozenset()
+        self._places: frozenset[int] = frozenset()  # the partitions of these
         self._fences = fences
         self._admission = admission
         self._durability = Durability(None, lambda reply: True)
@@ -125,6 +144,8 @@ class Link:
         self._on_again = on_again
         self._on_amended = on_amended
         self._on_lost = on_lost
+        self._on_moved = on_moved
+        self._on_elsewhere = on_elsewhere
         self._keeps_tokens = keeps_tokens
         self._queue: SimpleQueue[Operation | ScriptCall | None] = SimpleQueue()
         self._waiting = 0  # about: read and written without a lock, bounds memory
@@ -138,6 +159,7 @@ class Link:
         self._suspicion: str | None = None  # set by other threads, taken by the link's own
         self._not_ready_since: float | None = None
         self._closing = threading.Event()
+        self._has_ended = False  # whether the thread takes nothing from the queue any more
         self._thread = threading.Thread(target=self._run, name=f"link-{name}", daemon=True)
         self._thread.start()
 
@@ -157,16 +179,36 @@ class Link:
             Unavailable: the breaker is open or the link is closing; nothing was taken.
             Overloaded: too much waits; nothing was taken.
         """
+        self.check(size)
+        self.put(operations, size)
+
+    def check(self, size: int = 1) -> None:
+        """Whether it would take operations now.
+
+        Raises:
+            Unavailable, Overloaded: as `submit`.
+        """
         if self._down is not None:
             raise Unavailable(f"Redis is away: {self._down}")
         if self._waiting + size > self._max_pending:
             raise Overloaded(f"more than {self._max_pending} operations wait for Redis")
         if self._closing.is_set():
             raise shutting_down()
+
+    def put(self, operations: Iterable[Operation | ScriptCall], size: int) -> None:
+        """Takes operations, whatever `check` says; each one's `on_done` is called."""
         self._waiting += size
         put = self._queue.put
         for operation in operations:
             put(operation)
+        if self._has_ended:
+            # It ended between the caller's look at it and this: nobody else will take these.
+            self._hand_over(self._drain(), _ENDED)
+
+    def retire(self) -> None:
+        """Begins to end the thread, once it has given on what waits: its node has nothing now."""
+        self._closing.set()
+        self._queue.put(None)
 
     def suspect(self, why: str) -> None:
         """Says that another link to the same node had no answer: nobody has to wait again.
@@ -179,8 +221,7 @@ class Link:
 
     def close(self) -> None:
         """Flushes what waits, then ends the thread. What can't be flushed fails."""
-        self._closing.set()
-        self._queue.put(None)
+        self.retire()
         self._thread.join(self._timeout * 4)
 
     def _run(self) -> None:
@@ -197,6 +238,8 @@ class Link:
                 self._complete(flush)
         if self._connection is not None:
             self._connection.close()
+        self._has_ended = True
+        self._hand_over(self._drain(), _ENDED)
 
     def _is_idle(self) -> bool:
         return self._queue.empty() and not self._again and self._ahead is None
@@ -210,12 +253,12 @@ class Link:
                 first = queue.get(timeout=patience)
                 if first is not None:
                     operations.append(first)
-                    items, weight = _items(first), _weight(first)
+                    items, weight = items_of(first), _weight(first)
             while weight < MAX_FLUSH_OPERATIONS:
                 operation = queue.get_nowait()
                 if operation is not None:
                     operations.append(operation)
-                    items += _items(operation)
+                    items += items_of(operation)
                     weight += _weight(operation)
         except Empty:
             pass
@@ -234,6 +277,7 @@ class Link:
                 self._durability.command,
                 self._durability.reached,
                 keeps_tokens=self._keeps_tokens,
+                is_cluster=self._topology.layout.is_cluster,
             )
         except Exception as error:  # the thread must live: whatever waits hangs without it
             self._failed(error, operations)
@@ -276,16 +320,35 @@ class Link:
             if any(call.sent for call in outcome.stranded):
                 self._sequences = _new_name()
             self._on_stranded(outcome.stranded, CLOSED)
-        if not outcome.not_ready:
+        if outcome.moved:
+            again = self._send_elsewhere(again)
+        not_ready = outcome.not_ready or (outcome.moved if again else "")
+        if not not_ready:
             self._not_ready_since = None
         elif not self._is_patient():
-            self._open_breaker(outcome.not_ready, again)
+            self._open_breaker(not_ready, again)
             return
         for operation in again:
             if self._on_again is not None and isinstance(operation, Part):
                 self._on_again(operation)
             else:
                 self._again.append(operation)
+
+    def _send_elsewhere(
+        self, operations: list[Operation | ScriptCall]
+    ) -> list[Operation | ScriptCall]:
+        """Gives on what another node has to run; what is left is for this one."""
+        if self._on_moved is None or self._on_elsewhere is None:
+            return operations
+        self._on_moved(True)
+        layout = self._topology.layout
+        mine: list[Operation | ScriptCall] = []
+        others: list[Operation | ScriptCall] = []
+        for operation in operations:
+            (mine if node_for(operation, layout) == self._node else others).append(operation)
+        if others:
+            self._on_elsewhere(others)
+        return mine
 
     def _is_patient(self) -> bool:
         """Waits a little for a Redis that is not ready; False when it had its time."""
@@ -307,11 +370,15 @@ class Link:
         until = time.monotonic() + self._timeout
         while True:
             try:
+                if not self._is_admitted():
+                    self._disconnect()
                 if self._connection is None:
                     self._connection = self._connect()
                     self._renew(flush)
                 else:
                     self._connection.check()
+                    if any(call.partition not in self._places for call in flush.calls):
+                        self._renew(flush)
                 for call in flush.calls:
                     call.sent = True
                 self._connection.send(flush.data)
@@ -322,22 +389,44 @@ class Link:
                 self._disconnect()
                 for call in flush.calls:
                     call.doubtful = call.sent
-                if isinstance(error, NoAnswer) or time.monotonic() > until:
+                has_partitions = self._topology.layout.partitions_of(self._node)
+                if isinstance(error, NoAnswer) or time.monotonic() > until or not has_partitions:
                     raise
                 self._closing.wait(_RECONNECT_FIRST)
 
+    def _is_admitted(self) -> bool:
+        """Whether all partitions that the node has by now were looked at on this connection."""
+        layout = self._topology.layout
+        if layout is not self._layout and self._connection is not None:
+            if not self._admitted.issuperset(layout.stays_of(self._node)):
+                return False
+            self._layout = layout
+        return True
+
     def _renew(self, flush: Flush) -> None:
-        """Fits what was planned before this connection to what its admission found."""
+        """Fits what was planned before to what the admission of this connection found.
+
+        What came here by a layout that is no more true may be for a partition that was not looked
+        at, though the node has it.
+        """
         for planned in (flush, self._ahead):
             if planned is not None:
-                stranded = planned.renew(self._durability.command, self._durability.reached)
+                stranded = planned.renew(
+                    self._durability.command, self._durability.reached, self._places
+                )
                 if stranded:
                     self._on_stranded(stranded, CLOSED)
 
     def _connect(self) -> Connection:
-        connection = Connection(self._url, self._patience)
+        layout = self._topology.layout
+        stays = layout.stays_of(self._node)
+        if not stays:
+            raise ConnectionLost("it has no partitions")
+        connection = Connection(self._node, self._patience)
         try:
-            self._durability = self._admission.admit(connection)
+            self._durability = self._admission.admit(connection, self._node, stays)
+            self._layout, self._admitted = layout, frozenset(stays)
+            self._places = frozenset(stay.partition for stay in stays)
             self._timeout = self._patience + self._durability.patience
             connection.wait(self._timeout)
             if self._lost is not None and not connection.cut_off(self._lost):
@@ -406,14 +495,20 @@ class Link:
         if self._ahead is not None:
             waiting += [*self._ahead.calls, *self._ahead.others]
             self._ahead = None
-        while True:
-            try:
-                operation = self._queue.get_nowait()
-            except Empty:
-                break
-            if operation is not None:
-                waiting.append(operation)
+        self._hand_over(waiting + self._drain(), why)
         self._waiting = 0
+
+    def _drain(self) -> list[Operation | ScriptCall]:
+        """Takes all that is in the queue."""
+        found: list[Operation | ScriptCall] = []
+        with suppress(Empty):
+            while True:
+                operation = self._queue.get_nowait()
+                if operation is not None:
+                    found.append(operation)
+        return found
+
+    def _hand_over(self, waiting: Iterable[Operation | ScriptCall], why: str) -> None:
         stranded: list[Part | ScriptCall] = []
         for operation in waiting:
             if isinstance(operation, Part | ScriptCall):
@@ -429,6 +524,8 @@ class Link:
             self._hand_over_waiting("the server is shutting down")
             return delay
         try:
+            if self._on_moved is not None:
+                self._on_moved(False)
             self._connection = self._connect()
         except (ConnectionLost, NoAnswer) as error:
             self._down = str(error)
@@ -446,7 +543,18 @@ def _new_name() -> LinkSequences:
     return LinkSequences(uuid.uuid4().hex[:16])
 
 
-def _items(operation: Operation | ScriptCall) -> int:
+def node_for(operation: Operation | ScriptCall, layout: Layout) -> str:
+    """The URL of the node that has to run it."""
+    if isinstance(operation, Part | ScriptCall):
+        return layout.node_of(operation.partition)
+    if isinstance(operation, EntriesRead):
+        return layout.node_of(operation.ranking.partition)
+    if isinstance(operation, Read):
+        return layout.node_of_key(operation.keys[0])
+    return layout.node_of_key(key_of(operation.arguments))
+
+
+def items_of(operation: Operation | ScriptCall) -> int:
     """How many keys it has, or what is like them: for the bound on what waits."""
     if isinstance(operation, Part):
         return operation.items
@@ -459,7 +567,7 @@ def _weight(operation: Operation | ScriptCall) -> int:
     """How long Redis works on it: for the bound on a flush."""
     if isinstance(operation, Part):
         return operation.weight
-    return operation.size if isinstance(operation, ScriptCall) else _items(operation)
+    return operation.size if isinstance(operation, ScriptCall) else items_of(operation)
 
 
 def _fail(operation: Read | EntriesRead | Command, error: TallyboardError) -> None:

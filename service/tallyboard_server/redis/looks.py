@@ -4,10 +4,8 @@ A look is one step in Redis: a value, and whether it is newer than the last chec
 not newer must be in Postgres.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
-
-from redis import Redis
 
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.fences import closed
@@ -18,6 +16,7 @@ from tallyboard_server.redis.keys import (
     window_keys,
     windows_key,
 )
+from tallyboard_server.redis.nodes import RedisNodes
 
 # Most keys, and most members, of one look: a millisecond of Redis' time.
 MAX_KEYS: Final = 2000
@@ -73,17 +72,17 @@ class Looks:
     PARTITION_UNAVAILABLE if Redis holds another.
 
     Args:
-        redis: a client that does not repeat commands.
+        nodes: clients that do not repeat commands.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._counters = redis.register_script(scripts.VERIFY.source)
-        self._entries = redis.register_script(scripts.VERIFY_ENTRIES.source)
+    def __init__(self, nodes: RedisNodes) -> None:
+        self._nodes = nodes
+        self._counters = scripts.on_any_client(scripts.VERIFY)
+        self._entries = scripts.on_any_client(scripts.VERIFY_ENTRIES)
 
-    def values(self, keys: Sequence[str]) -> list[bytes | None]:
-        """What keys hold, without a word on whether it is newer."""
-        held: Any = self._redis.mget(keys)
+    def values(self, partition: int, keys: Sequence[str]) -> list[bytes | None]:
+        """What keys of a partition hold, without a word on whether it is newer."""
+        held: Any = self._nodes.of(partition).mget(keys)
         return list(held)
 
     def counters(self, partition: int, incarnation: str, keys: Sequence[str]) -> list[Look]:
@@ -92,7 +91,8 @@ class Looks:
         looks: list[Look] = []
         for low in range(0, len(keys), MAX_KEYS):
             some = keys[low : low + MAX_KEYS]
-            reply: Any = self._counters(keys=[*named, *some], args=[incarnation])
+            node = self._nodes.of(partition)
+            reply: Any = self._counters(keys=[*named, *some], args=[incarnation], client=node)
             if reply[0] == b"fenced":
                 raise closed(partition)
             looks += map(Look, reply[1], map(bool, reply[2]))
@@ -118,35 +118,41 @@ class Looks:
 
     def windows(self, partition: int, board_keys: Sequence[str]) -> list[set[bytes]]:
         """The windows that boards have in a partition."""
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._nodes.of(partition).pipeline(transaction=False)
         for board_key in board_keys:
             pipeline.smembers(windows_key(partition, board_key))
         found: list[set[bytes]] = pipeline.execute()
         return found
 
-    def keys_of_counters(self, count: int) -> Iterator[list[bytes]]:
-        """All keys of counters there are, some at a time; a key may come twice."""
-        cursor = -1
-        while cursor != 0:
-            answer: Any = self._redis.scan(max(cursor, 0), match="{tb:*}:[cw]:*", count=count)
-            cursor, keys = answer
-            yield keys
+    def keys_of_counters(self, partitions: Iterable[int], count: int) -> Iterator[list[bytes]]:
+        """All keys of counters that the nodes of these partitions have, some at a time.
+
+        A key may come twice.
+        """
+        for node, _ in self._nodes.group(partitions):
+            cursor = -1
+            while cursor != 0:
+                answer: Any = node.scan(max(cursor, 0), match="{tb:*}:[cw]:*", count=count)
+                cursor, keys = answer
+                yield keys
 
     def members(self, place: Place, count: int) -> Iterator[list[bytes]]:
         """The members of a window's entries, some at a time; one may come twice."""
         key = window_keys(place.partition, place.board_key, place.window).entries
+        node = self._nodes.of(place.partition)
         cursor = -1
         while cursor != 0:
-            answer: Any = self._redis.hscan(key, max(cursor, 0), count=count)
+            answer: Any = node.hscan(key, max(cursor, 0), count=count)
             cursor, found = answer
             yield [member for member in found if member]
 
     def strangers(self, place: Place, count: int) -> Iterator[list[tuple[bytes, float]]]:
         """Elements of a ranking that belong to no entry, some at a time: member and score."""
         keys = window_keys(place.partition, place.board_key, place.window)
+        node = self._nodes.of(place.partition)
         cursor = -1
         while cursor != 0:
-            answer: Any = self._redis.zscan(keys.ranking, max(cursor, 0), count=count)
+            answer: Any = node.zscan(keys.ranking, max(cursor, 0), count=count)
             cursor, found = answer
             suspects = self._without_record(keys.entries, place, [element for element, _ in found])
             yield list(self._still_there(place, suspects))
@@ -155,7 +161,7 @@ class Looks:
         if not elements:
             return []
         members = [_member(place, element) for element in elements]
-        records: Any = self._redis.hmget(key, members)
+        records: Any = self._nodes.of(place.partition).hmget(key, members)
         return [
             element
             for element, record in zip(elements, records, strict=True)
@@ -166,7 +172,7 @@ class Looks:
         """Those that are without an entry at one moment: a score may have changed in between."""
         keys = window_keys(place.partition, place.board_key, place.window)
         for element in elements:
-            pipeline = self._redis.pipeline(transaction=True)
+            pipeline = self._nodes.of(place.partition).pipeline(transaction=True)
             pipeline.zscore(keys.ranking, element)
             pipeline.hget(keys.entries, _member(place, element))
             score, record = pipeline.execute()
@@ -183,7 +189,8 @@ class Looks:
             keys.in_flight,
         ]
         tie = "e" if place.earliest else "m"
-        reply: Any = self._entries(keys=named, args=[incarnation, tie, *members])
+        node = self._nodes.of(place.partition)
+        reply: Any = self._entries(keys=named, args=[incarnation, tie, *members], client=node)
         if reply[0] == b"fenced":
             raise closed(place.partition)
         return reply

@@ -175,7 +175,10 @@ class Write:
 class Read:
     """Keys to get, and the partitions whose incarnation must be the expected one.
 
-    Reads that wait together become one MGET.
+    Reads that wait together become one MGET, in a cluster one a slot.
+
+    Attributes:
+        keys: at least one; in a cluster all of one slot.
     """
 
     __slots__ = ("abandoned", "error", "keys", "on_done", "partitions", "values")

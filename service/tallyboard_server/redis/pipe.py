@@ -1,6 +1,6 @@
-"""Many commands to one Redis without a wait for each: what loads a partition."""
+"""Many commands to Redis without a wait for each: what loads a partition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -11,6 +11,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
+from tallyboard_server.redis.keys import key_of
+from tallyboard_server.redis.topology import Topology
 
 # What is packed before it is sent, and what may be under way: enough that neither side waits for
 # the other, and little enough that Redis serves everybody else in between.
@@ -26,61 +28,74 @@ class Fenced(Exception):
 
 
 class Pipe:
-    """A connection for one thread; a context manager.
+    """Connections for one thread, to the nodes that its commands are for; a context manager.
 
     Replies are looked at later: an error is raised by one of the next calls. All raise
-    redis.RedisError when Redis is away or refuses a command, and `Fenced`.
+    redis.RedisError when a node is away or refuses a command, and `Fenced`.
 
     Args:
-        url: the Redis node.
+        topology: which node has what.
         timeout: seconds without any progress after which a call gives up.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._connection = _translated(lambda: Connection(url, timeout))
-        self._packed: list[bytes] = []
-        self._size = 0
-        self._count = 0
-        # Of what was sent and not answered: bytes and number of commands of each piece.
-        self._pieces: list[tuple[int, int]] = []
-        self._under_way = 0
+    def __init__(self, topology: Topology, timeout: float) -> None:
+        self._layout = topology.layout
+        self._timeout = timeout
+        self._needed: dict[scripts.Script, None] = {}
+        self._pipes: dict[str, _NodePipe] = {}
 
     def prepare(self, *needed: scripts.Script) -> None:
-        """Makes sure that Redis has these scripts, for commands that name them by their hash."""
-        for script in needed:
-            self.send("SCRIPT", "LOAD", script.source)
-        self.flush()
+        """Makes sure that the nodes have these scripts, for commands that name their hash."""
+        new = [script for script in needed if script not in self._needed]
+        self._needed |= dict.fromkeys(new)
+        for pipe in self._pipes.values():
+            pipe.prepare(new)
 
     def send(self, *command: Any) -> None:
-        """Sends a command some time until `flush`."""
-        packed = hiredis.pack_command(command)
-        self._packed.append(packed)
-        self._size += len(packed)
-        self._count += 1
-        if self._size >= _SEND:
-            self._push()
-            while self._under_way > _UNDER_WAY:
-                self._take()
+        """Sends a command, to the node that has its first key, some time until `flush`."""
+        self._pipe_of(command).send(*command)
 
     def flush(self) -> None:
         """Sends all, and waits until all is done."""
-        self._push()
-        while self._pieces:
-            self._take()
+        for pipe in self._pipes.values():
+            pipe.push()
+        for pipe in self._pipes.values():
+            pipe.flush()
 
     def ask(self, *commands: Command) -> list[Any]:
         """The replies to these commands, after whatever was sent before."""
         self.flush()
-        if not commands:
-            return []
-        replies = _translated(lambda: self._connection.call(commands))
-        for reply in replies:
-            _check(reply)
+        by_pipe: dict[_NodePipe, list[int]] = {}
+        for index, command in enumerate(commands):
+            by_pipe.setdefault(self._pipe_of(command), []).append(index)
+        replies: list[Any] = [None] * len(commands)
+        for pipe, indexes in by_pipe.items():
+            answers = pipe.ask([commands[index] for index in indexes])
+            for index, reply in zip(indexes, answers, strict=True):
+                replies[index] = reply
         return replies
 
+    def ask_nodes(self, partitions: Iterable[int], command: Command) -> list[Any]:
+        """The replies of all nodes that have some of the partitions to a command without keys."""
+        self.flush()
+        nodes = self._layout.group(partitions)
+        return [self._pipe_at(node).ask([command])[0] for node in nodes]
+
+    def scan(self, partitions: Iterable[int], pattern: str, count: int) -> Iterator[list[bytes]]:
+        """The keys like a pattern on all nodes that have some of the partitions, some at a time."""
+        for node in self._layout.group(partitions):
+            cursor: Any = 0
+            while True:
+                command = ("SCAN", cursor, "MATCH", pattern, "COUNT", count)
+                cursor, keys = self._pipe_at(node).ask([command])[0]
+                yield keys
+                if int(cursor) == 0:
+                    break
+
     def close(self) -> None:
-        """Closes the connection; what is under way may or may not be run."""
-        self._connection.close()
+        """Closes the connections; what is under way may or may not be run."""
+        for pipe in self._pipes.values():
+            pipe.close()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +108,62 @@ class Pipe:
     ) -> None:
         self.close()
 
-    def _push(self) -> None:
+    def _pipe_of(self, command: Command) -> "_NodePipe":
+        return self._pipe_at(self._layout.node_of_key(key_of(command)))
+
+    def _pipe_at(self, node: str) -> "_NodePipe":
+        pipe = self._pipes.get(node)
+        if pipe is None:
+            pipe = _NodePipe(node, self._timeout)
+            self._pipes[node] = pipe
+            pipe.prepare(self._needed)
+        return pipe
+
+
+class _NodePipe:
+    """A connection to one node."""
+
+    def __init__(self, node: str, timeout: float) -> None:
+        self._connection = _translated(lambda: Connection(node, timeout))
+        self._packed: list[bytes] = []
+        self._size = 0
+        self._count = 0
+        # Of what was sent and not answered: bytes and number of commands of each piece.
+        self._pieces: list[tuple[int, int]] = []
+        self._under_way = 0
+
+    def prepare(self, needed: Iterable[scripts.Script]) -> None:
+        for script in needed:
+            self.send("SCRIPT", "LOAD", script.source)
+        self.flush()
+
+    def send(self, *command: Any) -> None:
+        packed = hiredis.pack_command(command)
+        self._packed.append(packed)
+        self._size += len(packed)
+        self._count += 1
+        if self._size >= _SEND:
+            self.push()
+            while self._under_way > _UNDER_WAY:
+                self._take()
+
+    def flush(self) -> None:
+        self.push()
+        while self._pieces:
+            self._take()
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        self.flush()
+        replies = _translated(lambda: self._connection.call(commands))
+        for reply in replies:
+            _check(reply)
+        return replies
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def push(self) -> None:
+        """Sends what is packed."""
         if self._packed:
             data = b"".join(self._packed)
             _translated(lambda: self._connection.send(data))

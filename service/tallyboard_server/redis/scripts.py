@@ -8,6 +8,9 @@ behind it: the frame holds the fence and the tokens, once. Scripts that read ran
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
+
+from redis.commands.core import Script as ClientScript
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +19,11 @@ class Script:
 
     source: str
     sha: str
+
+
+def on_any_client(script: Script) -> Any:
+    """The script as redis-py has it; called with a `client`, it is loaded if need be."""
+    return ClientScript(None, script.source.encode())  # type: ignore[arg-type]
 
 
 def _read(*names: str) -> Script:
@@ -45,6 +53,8 @@ SWEEP_WINDOWS = _read("sweep_windows")
 DEFINE = _read("define")
 DROP_WINDOWS = _read("drop_windows")
 KEEP_WINDOWS = _read("keep_windows")
+CHECKPOINT = _read("checkpoint")
+CHECKPOINTED = _read("checkpointed")
 VERIFY = _read("verify")
 VERIFY_ENTRIES = _read("verify_entries")
 

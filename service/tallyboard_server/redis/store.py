@@ -1,21 +1,26 @@
 """The way from a request's thread to Redis and back: submit to a link, wait for the outcome.
 
-Two links: exact reads and claims do not wait behind a large flush of writes.
+Two links a node: exact reads and claims do not wait behind a large flush of writes.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from tallyboard_server.errors import DeadlineExceeded, TallyboardError, Unavailable
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import Amendment, ScriptCall, Why, unanswered
 from tallyboard_server.redis.fences import Fences, closed
-from tallyboard_server.redis.link import CLOSED, Admission, Link
-from tallyboard_server.redis.operations import Command, Part, Read, Write
+from tallyboard_server.redis.keys import incarnation_key, key_of, slot_of
+from tallyboard_server.redis.link import CLOSED, Admission, Link, items_of, node_for
+from tallyboard_server.redis.operations import Command, Operation, Part, Read, Write
 from tallyboard_server.redis.rankings import EntriesRead, Found, Ranking
+from tallyboard_server.redis.topology import Topology
+from tallyboard_server.redis.urls import address_of
 
+_Item = TypeVar("_Item")
+_Name = TypeVar("_Name")
 _NO_ANSWER = "Redis did not answer before the deadline of the call"
 # Those whose operations commute with all others, so that they may be applied later.
 JOURNALED: Final = (scripts.ADD, scripts.ADD_WIDE, scripts.SUBMIT)
@@ -52,11 +57,18 @@ class Journal(Protocol):
         ...
 
 
+class NodeLinks(NamedTuple):
+    """The links to one node."""
+
+    writes: Link
+    reads: Link
+
+
 class RedisStore:
     """Reads and writes of one worker.
 
     Args:
-        url: the Redis node.
+        topology: which node has which partition.
         fences: the incarnations expected.
         admission: is asked about every new connection.
         timeout: seconds without an answer after which Redis counts as away.
@@ -70,7 +82,7 @@ class RedisStore:
 
     def __init__(
         self,
-        url: str,
+        topology: Topology,
         fences: Fences,
         admission: Admission,
         *,
@@ -79,32 +91,80 @@ class RedisStore:
         on_refused: Callable[[Part, list[str]], None],
         journals_first: bool = False,
     ) -> None:
+        self.topology = topology
         self.fences = fences
+        self._admission = admission
+        self._timeout = timeout
+        self._max_pending = max_pending
         self._journal: Journal | None = None
         self._journals_first = journals_first
         self._on_refused = on_refused
-        self._links = [
-            Link(
-                url,
-                fences,
-                admission,
-                timeout=timeout,
-                max_pending=max_pending,
-                on_refused=on_refused,
-                on_stranded=self._strand,
-                on_again=self._journal_again if journals_first else None,
-                on_lost=self._suspect,
-                on_amended=self._amend,
-                keeps_tokens=journals_first,
-                name=name,
-            )
-            for name in ("writes", "reads")
-        ]
-        self._writes, self._reads = self._links
+        self._links: dict[str, NodeLinks] = {}  # replaced as a whole
+        self._is_closed = False
+        self._lock = Lock()  # guards changes of _links, and _is_closed
+        self._follow_layout()
 
-    def _suspect(self, why: str) -> None:
+    def _open_links(self, node: str) -> NodeLinks:
+        def open_link(kind: str) -> Link:
+            return Link(
+                node,
+                self.topology,
+                self.fences,
+                self._admission,
+                timeout=self._timeout,
+                max_pending=self._max_pending,
+                on_refused=self._on_refused,
+                on_stranded=self._strand,
+                on_again=self._journal_again if self._journals_first else None,
+                on_lost=lambda why: self._suspect(node, why),
+                on_amended=self._amend,
+                on_moved=lambda can_tell: self._find_moved(node, can_tell),
+                on_elsewhere=self._reroute,
+                keeps_tokens=self._journals_first,
+                name=f"{kind}-{address_of(node)}",
+            )
+
+        return NodeLinks(open_link("writes"), open_link("reads"))
+
+    def _follow_layout(self) -> None:
+        """Has links to all nodes that have partitions, and to no others."""
+        with self._lock:
+            nodes = self.topology.layout.nodes
+            if self._is_closed or set(nodes) == self._links.keys():
+                return
+            retired = [links for node, links in self._links.items() if node not in nodes]
+            self._links = {node: self._links.get(node) or self._open_links(node) for node in nodes}
+        for links in retired:
+            for link in links:
+                link.retire()
+
+    def _find_moved(self, node: str, can_tell: bool) -> None:
+        if can_tell:
+            self.topology.refresh(told_by=node)
+        else:
+            self.topology.refresh(away=node)
+        self._follow_layout()
+
+    def _reroute(self, operations: Sequence[Operation | ScriptCall]) -> None:
+        """Gives what another node has to run to its link, which has it in its queue in any case."""
+        for operation in operations:
+            if self._journals_first and isinstance(operation, Part):
+                self._journal_again(operation)
+                continue
+            links = self._links_to(node_for(operation, self.topology.layout))
+            is_write = isinstance(operation, Part | ScriptCall)
+            (links.writes if is_write else links.reads).put((operation,), items_of(operation))
+
+    def _links_to(self, node: str) -> NodeLinks:
+        links = self._links.get(node)
+        if links is None:  # the layout is another one since this moment
+            self._follow_layout()
+            links = self._links.get(node) or next(iter(self._links.values()))
+        return links
+
+    def _suspect(self, node: str, why: str) -> None:
         """Tells the other link; the one that found out has its breaker open by now."""
-        for link in self._links:
+        for link in self._links.get(node, ()):
             if link.down is None:
                 link.suspect(why)
 
@@ -112,10 +172,13 @@ class RedisStore:
         """Gives it a journal, before anything is submitted."""
         self._journal = journal
 
-    @property
-    def away(self) -> str | None:
-        """Why nothing can be written to Redis, or None."""
-        return self._writes.down
+    def away(self) -> set[int]:
+        """The partitions that nothing can be written to, because their node is away."""
+        layout, found = self.topology.layout, set[int]()
+        for node in layout.nodes:
+            if self._links_to(node).writes.down is not None:
+                found.update(layout.partitions_of(node))
+        return found
 
     def submit(self, parts: Sequence[Part], size: int) -> None:
         """Submits parts of a write whose `on_done` tells when it is over.
@@ -125,13 +188,13 @@ class RedisStore:
         """
         journal = self._journal
         if journal is None or any(part.script not in JOURNALED for part in parts):
-            self._writes.submit(parts, size)
-        elif self._journals_first or self._writes.down is not None or self._are_closed(parts):
+            self.send_on(parts, size)
+        elif self._journals_first or self._are_closed(parts):
             journal.submit(parts, size)
         else:
             try:
-                self._writes.submit(parts, size)
-            except Unavailable:  # since this moment
+                self.send_on(parts, size)
+            except Unavailable:  # a node is away
                 journal.submit(parts, size)
 
     def _are_closed(self, parts: Sequence[Part]) -> bool:
@@ -143,9 +206,22 @@ class RedisStore:
         """Sends what the journal has, or has no need of.
 
         Raises:
-            Unavailable: Redis is away; nothing was taken.
+            Unavailable: a node is away; nothing was taken.
+            Overloaded: too much waits; nothing was taken.
         """
-        self._writes.submit(items, size)
+        layout = self.topology.layout
+        if len(layout.nodes) == 1:
+            self._links_to(layout.nodes[0]).writes.submit(items, size)
+            return
+        by_node = group_by(items, lambda item: node_for(item, layout))
+        sent = [
+            (self._links_to(node).writes, group, sum(items_of(item) for item in group))
+            for node, group in by_node.items()
+        ]
+        for link, _, of_these in sent:
+            link.check(of_these)
+        for link, group, of_these in sent:
+            link.put(group, of_these)
 
     def claim_elsewhere(
         self, tenant: str, request_id: str, fingerprint: bytes, error: Unavailable, deadline: float
@@ -241,14 +317,64 @@ class RedisStore:
         Raises:
             Unavailable: Redis or one of the partitions is away.
         """
+        if not keys:
+            return []
+        layout = self.topology.layout
+        if layout.is_cluster and len(keys) + len(partitions) > 1:
+            return self._get_by_slot(keys, deadline, partitions)
         done = Lock()
         done.acquire()
         read = Read(keys, done.release, partitions)
-        self._reads.submit((read,), len(keys))
+        self._links_to(layout.node_of_key(keys[0])).reads.submit((read,), len(keys))
         self._wait(done, read, deadline)
         if read.error is not None:
             raise read.error
         return read.values
+
+    def _get_by_slot(
+        self, keys: list[str], deadline: float, partitions: Collection[int]
+    ) -> list[bytes | None]:
+        """One read a slot, for a command of a cluster may name no other keys."""
+        checked = {incarnation_key(partition): partition for partition in partitions}
+        by_slot = group_by([*dict.fromkeys(keys), *checked], slot_of)
+        done = _Countdown(len(by_slot))
+        reads = [
+            Read(
+                [key for key in group if key not in checked] or group,
+                done.one_less,
+                [checked[key] for key in group if key in checked],
+            )
+            for group in by_slot.values()
+        ]
+        self._run(reads, done, deadline)
+        found = {
+            key: value for read in reads for key, value in zip(read.keys, read.values, strict=True)
+        }
+        return [found[key] for key in keys]
+
+    def _run(
+        self,
+        operations: Sequence[Read | EntriesRead | Command],
+        done: "_Countdown",
+        deadline: float,
+    ) -> None:
+        """Has operations run by their nodes, and waits for all.
+
+        Raises:
+            TallyboardError: the error of one.
+        """
+        layout = self.topology.layout
+        by_node = group_by(operations, lambda operation: node_for(operation, layout))
+        for node, group in by_node.items():
+            size = sum(items_of(operation) for operation in group)
+            self._links_to(node).reads.submit(group, size)
+        if not done.wait(deadline):
+            for operation in operations:
+                operation.abandoned = True
+            raise DeadlineExceeded(_NO_ANSWER)
+        for operation in operations:
+            if operation.error is not None:
+                raise operation.error
 
     def entries(
         self, lookups: Sequence[tuple[Ranking, Sequence[str]]], deadline: float
@@ -261,43 +387,36 @@ class RedisStore:
         """
         done = _Countdown(len(lookups))
         reads = [EntriesRead(ranking, members, done.one_less) for ranking, members in lookups]
-        self._reads.submit(reads, sum(len(members) for _, members in lookups))
-        if not done.wait(deadline):
-            for read in reads:
-                read.abandoned = True
-            raise DeadlineExceeded(_NO_ANSWER)
-        found = []
-        for read in reads:
-            if read.error is not None:
-                raise read.error
-            assert read.found is not None
-            found.append(read.found)
-        return found
+        self._run(reads, done, deadline)
+        return [read.found for read in reads if read.found is not None]
 
     def commands(self, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
-        """The replies to commands, which run in this order; they must be safe to repeat."""
-        done = Lock()
-        done.acquire()
-        operations = [Command(arguments, _nothing) for arguments in commands]
-        operations[-1].on_done = done.release
-        self._reads.submit(operations, len(operations))
-        self._wait(done, operations[-1], deadline)
-        for operation in operations:
-            if operation.error is not None:
-                raise operation.error
+        """The replies to commands, each of which is safe to repeat.
+
+        Those for one node run in this order.
+        """
+        done = _Countdown(len(commands))
+        operations = [Command(arguments, done.one_less) for arguments in commands]
+        self._run(operations, done, deadline)
         return [operation.reply for operation in operations]
 
     def send(self, command: tuple[Any, ...]) -> None:
         """Sends a command and does not wait for its reply."""
-        self._reads.submit((Command(command, _nothing),))
+        node = self.topology.layout.node_of_key(key_of(command))
+        self._links_to(node).reads.submit((Command(command, _nothing),))
 
     def close(self) -> None:
         """Flushes what waits and ends the links."""
-        for link in self._links:
+        with self._lock:
+            self._is_closed = True
+        links = [link for each in self._links.values() for link in each]
+        for link in links:
+            link.retire()
+        for link in links:
             link.close()
 
     @staticmethod
-    def _wait(done: Any, operation: Write | Read | Command, deadline: float) -> None:
+    def _wait(done: Any, operation: Write | Read, deadline: float) -> None:
         if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
             operation.abandoned = True
             raise DeadlineExceeded(_NO_ANSWER)
@@ -316,20 +435,32 @@ def fail(item: Part | ScriptCall, why: str) -> None:
 
 
 class _Countdown:
-    """Waits for a number of outcomes, which come on a link's thread."""
+    """Waits for a number of outcomes, which come on the links' threads."""
 
     def __init__(self, count: int) -> None:
         self._left = count
+        self._counting = Lock()  # guards _left
         self._done = Lock()
-        self._done.acquire()
+        if count:
+            self._done.acquire()
 
     def one_less(self) -> None:
-        self._left -= 1  # all on one thread
-        if not self._left:
-            self._done.release()
+        with self._counting:
+            self._left -= 1
+            if self._left:
+                return
+        self._done.release()
 
     def wait(self, deadline: float) -> bool:
         return self._done.acquire(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def group_by(items: Iterable[_Item], name: Callable[[_Item], _Name]) -> dict[_Name, list[_Item]]:
+    """Items by what `name` says of each, in their order."""
+    groups: dict[_Name, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(name(item), []).append(item)
+    return groups
 
 
 def _nothing() -> None:
