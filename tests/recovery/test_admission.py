@@ -7,6 +7,7 @@ from tallyboard_server.redis import keys
 from tests.recovery import stores
 from tests.recovery.journaling import Desk, Keeper, add, wait_until_open
 from tests.redis.node import RedisNode
+from tests.waiting import wait_for
 
 node, database = stores.node, stores.database
 
@@ -31,3 +32,31 @@ def test_a_new_worker_journals_for_a_partition_that_is_older_than_its_checkpoint
         while time.monotonic() < until:
             write = desk.write(add(name, 1))
             assert (write.error, write.journaled) == (None, True)
+
+
+def test_a_partition_that_was_being_rebuilt_when_redis_came_back_opens(
+    node: RedisNode, database: str
+) -> None:
+    """A worker meets Redis when Postgres has the next incarnation already, and Redis not all."""
+    name, life = uuid.uuid4().hex, str(uuid.uuid4())
+    with Desk(node.url, database) as desk, Keeper(desk.settings) as keeper:
+        keeper.query(
+            "UPDATE tallyboard.partitions SET state = 'REBUILDING', incarnation = %s,"
+            " version = version + 1, changes = changes + 1 WHERE partition = 0",
+            life,
+        )
+        node.stop()
+        node.start()
+        assert desk.write(add(name, 1, partition=1)).error is None
+        ((version,),) = keeper.query(
+            "SELECT version FROM tallyboard.partitions WHERE partition = 0"
+        )
+        node.command("SET", keys.version_key(0), version)
+        node.command("SET", keys.incarnation_key(0), life)
+        keeper.query(
+            "UPDATE tallyboard.partitions SET state = 'OPEN', changes = changes + 1"
+            " WHERE partition = 0"
+        )
+        wait_for(lambda: desk.expected()[0] == life, "the worker to find it open")
+        write = desk.write(add(name, 1))
+        assert (write.error, write.journaled) == (None, False)

@@ -8,6 +8,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tallyboard_server.postgres.journal import REBUILDING
 from tallyboard_server.recovery.standing import PartitionFollower
 from tallyboard_server.redis.calls import MOVED, MOVING
 from tallyboard_server.redis.connection import Connection, ConnectionLost
@@ -102,7 +103,9 @@ class RedisAdmission:
                 if str(version).startswith((*MOVING, MOVED)):
                     continue  # its calls are told the same
                 raise ConnectionLost(f"Redis is not ready: {version}")
-            if standing is not None and int(version or 0) < standing.version:
+            if standing is None or standing.state == REBUILDING:
+                continue  # it is closed, and with this incarnation it will be good
+            if int(version or 0) < standing.version:
                 self._fences.block(partition, standing.incarnation)
                 older.append(partition)
         if older:
