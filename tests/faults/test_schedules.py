@@ -1,6 +1,8 @@
 """A few schedules of the soak: whatever fails at once, nothing is lost and nothing counts twice."""
 
 from collections.abc import Iterator
+from itertools import product
+from typing import Final
 
 import pytest
 
@@ -9,13 +11,16 @@ from tests.faults.soak.schedule import LEVELS, draw
 from tests.faults.soak.stage import Stage
 
 #: Between them stores, lines, workers, the keeper, a client and a season.
-_SEEDS = (2, 12, 19)
+_SEEDS: Final = (2, 12, 19)
+#: One server and one instance, or a cluster of three masters and two instances.
+_SIZES: Final = ((1, 1), (3, 2))
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=product(LEVELS, _SIZES), ids=str)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A stage that the schedules of a level share; each leaves it well."""
-    with Stage(request.param) as stage:
+    level, (masters, instances) = request.param
+    with Stage(level, masters=masters, instances=instances) as stage:
         yield stage
 
 

@@ -68,13 +68,13 @@ def _observe(
     began = time.time()
     _wait(stage, given.before)
     killed = time.time()
-    stage.kill_redis()
+    stage.nodes[0].kill()
     _wait(stage, given.outage)
     batches, updates = stage.sql(
         "SELECT count(*), coalesce(sum(updates), 0) FROM tallyboard.journal"
     )[0]
     started = time.time()
-    stage.start_redis()
+    stage.nodes[0].start()
     while not stage.redis.answers():
         time.sleep(_TICK)
     answered = time.time()

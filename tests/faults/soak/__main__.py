@@ -18,6 +18,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=3600.0, help="no schedule begins after so many"
     )
+    parser.add_argument(
+        "--masters", type=int, default=1, help="nodes of a Redis Cluster; 1 for no cluster"
+    )
+    parser.add_argument(
+        "--instances", type=int, default=1, help="of the service, which share the stores"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes that run schedules at once")
     parser.add_argument(
         "--keep", action="store_true", help="keep data and logs also when all is well"
@@ -32,7 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs what the arguments say; the exit status is 1 on any difference."""
     given = _parser().parse_args(arguments)
     started = time.time()
-    plan = Plan(given.seeds, given.durability, started + given.seconds, given.keep)
+    plan = Plan(
+        given.seeds,
+        given.durability,
+        started + given.seconds,
+        given.keep,
+        masters=given.masters,
+        instances=given.instances,
+    )
     if given.mutations:
         return check_mutations(plan.deadline)
     totals = total(run(plan, given.jobs))

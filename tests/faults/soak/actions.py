@@ -70,36 +70,41 @@ _NOTHING: Final = _done(lambda: None)
 
 
 def _redis_killed(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.kill_redis()
-    return _done(scene.stage.start_redis)
+    redis = scene.stage.node(fault.which)
+    redis.kill()
+    return _done(redis.start)
 
 
 def _redis_stopped(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.redis.pause()
-    return _done(scene.stage.redis.resume)
+    redis = scene.stage.node(fault.which)
+    redis.node.pause()
+    return _done(redis.node.resume)
 
 
 def _redis_stopped_and_killed(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.redis.pause()
-    return _all(_done(scene.stage.kill_redis), _done(scene.stage.start_redis))
+    redis = scene.stage.node(fault.which)
+    redis.node.pause()
+    return _all(_done(redis.kill), _done(redis.start))
 
 
 def _redis_wiped(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.wipe_redis()
-    return _done(scene.stage.start_redis)
+    redis = scene.stage.node(fault.which)
+    redis.wipe()
+    return _done(redis.start)
 
 
 def _redis_flushed(scene: Scene, fault: Fault) -> Lift | None:
     try:
-        scene.stage.redis.command("FLUSHALL")
+        scene.stage.node(fault.which).node.command("FLUSHALL")
     except RedisError:  # it has just been started
         return None
     return _NOTHING
 
 
 def _redis_restored(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.restore_redis()
-    return _done(scene.stage.start_redis)
+    redis = scene.stage.node(fault.which)
+    redis.restore()
+    return _done(redis.start)
 
 
 def _postgres_killed(scene: Scene, fault: Fault) -> Lift:
@@ -130,15 +135,19 @@ def _both_stopped(scene: Scene, fault: Fault) -> Lift:
 
 
 def _process_killed(name: Callable[[Fault], str], scene: Scene, fault: Fault) -> Lift | None:
-    found = scene.stage.signal_child(name(fault), signal.SIGKILL)
+    found = scene.stage.signal_child(name(fault), signal.SIGKILL, _instance(fault))
     return None if found is None else _NOTHING
 
 
 def _process_stopped(name: Callable[[Fault], str], scene: Scene, fault: Fault) -> Lift | None:
-    pid = scene.stage.signal_child(name(fault), signal.SIGSTOP)
+    pid = scene.stage.signal_child(name(fault), signal.SIGSTOP, _instance(fault))
     if pid is None:
         return None
     return _done(partial(scene.stage.resume_process, pid))
+
+
+def _instance(fault: Fault) -> int:
+    return fault.which // _WORKERS
 
 
 def _worker(fault: Fault) -> str:
@@ -177,8 +186,9 @@ def _client_stopped(scene: Scene, fault: Fault) -> Lift | None:
 
 
 def _line_to_redis(scene: Scene, fault: Fault) -> Lift:
-    scene.stage.disturb(scene.stage.redis_line, fault.line)
-    return _done(partial(scene.stage.repair, scene.stage.redis_line, fault.line))
+    line = scene.stage.node(fault.which).line
+    scene.stage.disturb(line, fault.line)
+    return _done(partial(scene.stage.repair, line, fault.line))
 
 
 def _line_to_postgres(scene: Scene, fault: Fault) -> Lift:

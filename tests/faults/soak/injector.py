@@ -4,7 +4,7 @@ import time
 from typing import Final, NamedTuple
 
 from tests.faults.soak.actions import CALL_TIMEOUT, Lift, Scene, begin
-from tests.faults.soak.schedule import Fault, Schedule
+from tests.faults.soak.schedule import RESTORED, Fault, Schedule
 
 #: Seconds without an acknowledgement after which the next fault begins all the same.
 _IMPATIENCE: Final = 0.7
@@ -36,6 +36,7 @@ class Injector:
         self.injected: list[Fault] = []
         self._scene = scene
         self._waiting = list(schedule.faults)
+        self._to_copy = [fault for fault in self._waiting if fault.kind.name == RESTORED]
         self._active: list[_Active] = []
         self._acknowledged = 0
         self._progress_at = time.monotonic()
@@ -57,6 +58,7 @@ class Injector:
         acknowledged = self._scene.writers.acknowledged
         if acknowledged > self._acknowledged:
             self._acknowledged, self._progress_at = acknowledged, now
+        self._copy_in_time(acknowledged)
         self._active = [a for a in self._active if now < a.until or not a.lift()]
         while self._waiting and self._begin_next(now):
             pass
@@ -75,6 +77,12 @@ class Injector:
         """Waits for the calls that were made."""
         for thread in self._scene.calls:
             thread.join(7 * CALL_TIMEOUT)
+
+    def _copy_in_time(self, acknowledged: int) -> None:
+        """Copies the data that will be restored when half of what was written by then is."""
+        for fault in [fault for fault in self._to_copy if acknowledged >= fault.at // 2]:
+            self._to_copy.remove(fault)
+            self._scene.stage.node(fault.which).copy()
 
     def _begin_next(self, now: float) -> bool:
         """Begins the next fault, or leaves it out; False if it has to wait."""

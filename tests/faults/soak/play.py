@@ -117,5 +117,6 @@ def again(schedule: Schedule) -> str:
     """The command that runs a schedule once more."""
     return (
         f"python -m tests.faults.soak --seeds {schedule.seed} "
-        f"--durability {schedule.durability} --keep"
+        f"--durability {schedule.durability} --masters {schedule.masters} "
+        f"--instances {schedule.instances} --keep"
     )

@@ -28,6 +28,8 @@ class Plan:
         deadline: of time.time(); no schedule is begun after it.
         keep: whether data and logs stay also when all is well.
         package_path: see RunningService.
+        masters: nodes of the Redis Cluster; 1 for a server that is no cluster.
+        instances: of the service, which share the stores.
         only: names of kinds of faults to draw from, if not from all.
         ends_at_first: whether the rest of a block is left out when something is wrong, and
             nothing is kept of it: what went wrong was planted.
@@ -38,6 +40,8 @@ class Plan:
     deadline: float
     keep: bool = False
     package_path: Path | None = None
+    masters: int = 1
+    instances: int = 1
     only: tuple[str, ...] = ()
     ends_at_first: bool = False
 
@@ -96,12 +100,17 @@ def run_block(plan: Plan, block: tuple[str, Sequence[int]]) -> list[Outcome]:
     level, seeds = block
     outcomes: list[Outcome] = []
     while len(outcomes) < len(seeds) and time.time() < plan.deadline:
-        with Stage(level, package_path=plan.package_path) as stage:
+        with Stage(
+            level,
+            package_path=plan.package_path,
+            masters=plan.masters,
+            instances=plan.instances,
+        ) as stage:
             stage.keep = plan.keep
             for seed in seeds[len(outcomes) :]:
                 if time.time() > plan.deadline:
                     break
-                outcome = play(stage, draw(seed, level, plan.only))
+                outcome = play(stage, draw(seed, level, plan.only, plan.masters, plan.instances))
                 outcomes.append(outcome)
                 print(shown(outcome), flush=True)
                 if outcome.wrong and plan.ends_at_first:

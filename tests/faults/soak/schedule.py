@@ -19,6 +19,10 @@ _EARLY_STOP: Final = 0.4
 _HAS_CLIENT: Final = 0.5
 
 
+#: The fault that needs a copy of what is to be restored.
+RESTORED: Final = "redis restored from an old copy"
+
+
 class Kind(NamedTuple):
     """One way of going wrong.
 
@@ -44,7 +48,7 @@ KINDS: Final = (
     Kind("redis stopped and killed", 3, 0.2, 1.2, ("redis",)),
     Kind("redis wiped", 6, 0.02, 0.8, ("redis",), journaled=True),
     Kind("redis flushed", 4, 0.0, 0.0, ("redis",), journaled=True),
-    Kind("redis restored from an old copy", 5, 0.02, 0.8, ("redis",), journaled=True),
+    Kind(RESTORED, 5, 0.02, 0.8, ("redis",), journaled=True),
     Kind("postgres killed", 4, 0.02, 1.2, ("postgres",)),
     Kind("postgres stopped", 3, 0.2, 1.6, ("postgres",)),
     Kind("postgres stopped and killed", 2, 0.2, 1.2, ("postgres",)),
@@ -116,6 +120,8 @@ class Schedule:
         has_client: whether a client in a process of its own writes too.
         stops_early: whether clients stop while faults last, so that nothing written later makes
             up for what was lost.
+        masters: nodes of the Redis Cluster; 1 for a server that is no cluster.
+        instances: of the service.
     """
 
     seed: int
@@ -125,6 +131,8 @@ class Schedule:
     scores: tuple[str, ...]
     has_client: bool
     stops_early: bool
+    masters: int = 1
+    instances: int = 1
 
     @property
     def random(self) -> random.Random:
@@ -132,7 +140,9 @@ class Schedule:
         return random.Random(f"clients {self.seed} {self.durability}")
 
 
-def draw(seed: int, durability: str, only: Sequence[str] = ()) -> Schedule:
+def draw(
+    seed: int, durability: str, only: Sequence[str] = (), masters: int = 1, instances: int = 1
+) -> Schedule:
     """The schedule of a seed.
 
     Args:
@@ -140,6 +150,7 @@ def draw(seed: int, durability: str, only: Sequence[str] = ()) -> Schedule:
         durability: see LEVELS.
         only: names of faults to draw from, if not from all: of kinds, or of a line and what it
             does.
+        masters, instances: see Schedule; they change nothing of what is drawn.
     """
     source = random.Random(f"schedule {seed} {durability}")
     kinds = [
@@ -163,6 +174,8 @@ def draw(seed: int, durability: str, only: Sequence[str] = ()) -> Schedule:
         scores=tuple(source.sample(SCORE_KINDS, source.randint(2, 3))),
         has_client=any("client" in kind.places for kind in chosen) or source.random() < _HAS_CLIENT,
         stops_early=source.random() < _EARLY_STOP,
+        masters=masters,
+        instances=instances,
     )
 
 

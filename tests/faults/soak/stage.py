@@ -1,4 +1,4 @@
-"""What a schedule acts on: two stores, a proxy before each, and a service that starts again.
+"""What a schedule acts on: the stores, a proxy before each, and a service that starts again.
 
 The stage plays the supervisor of the stores, and of the service's supervisor.
 """
@@ -18,7 +18,9 @@ import psycopg
 
 from tallyboard_server.embedded import EmbeddedError
 from tests.faults.proxy import Faults, PostgresProxy, Proxy, together
+from tests.faults.soak.staged_redis import StagedRedis
 from tests.postgres.node import PostgresNode
+from tests.redis.cluster import RedisCluster
 from tests.redis.node import RedisNode
 from tests.service import RunningService
 
@@ -32,8 +34,6 @@ _SETTINGS: Final[dict[str, object]] = {
 }
 _RESTART_PAUSE: Final = 0.3
 _STOP_PATIENCE: Final = 30.0
-_OLD_COPY: Final = "redis.old"
-_COPY_ATTEMPTS: Final = 5
 
 
 class Stage:
@@ -43,12 +43,16 @@ class Stage:
         durability: of the service.
         package_path: see RunningService.
         has_lines: whether the service reaches its stores through the proxies.
+        masters: nodes of a Redis Cluster; 1 for a server that is no cluster.
+        instances: of the service, which share the stores.
         settings: of the service, beside those that all stages share.
 
     Attributes:
         durability: of the service.
         folder: data and logs of the stores, removed at the end unless `keep` is set.
-        redis, postgres, redis_line, postgres_line, service: what it consists of.
+        nodes: the Redis, or the masters of the cluster.
+        postgres, postgres_line, service: what else it consists of.
+        others: more instances of the service, with one worker each.
         problems: what must not happen, whatever the schedule does.
     """
 
@@ -58,6 +62,8 @@ class Stage:
         *,
         package_path: Path | None = None,
         has_lines: bool = True,
+        masters: int = 1,
+        instances: int = 1,
         **settings: object,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tb-soak-", dir="/tmp"))
@@ -65,20 +71,25 @@ class Stage:
         self.durability = durability
         self.keep = False
         self.problems: list[str] = []
-        self.redis = RedisNode(self.folder)
+        self._cluster = RedisCluster(self.folder, masters) if masters > 1 else None
+        self.nodes = self._make_nodes(has_lines)
         self.postgres = PostgresNode(self.folder)
-        self.redis_line = Proxy(self.redis.port)
         self.postgres_line = PostgresProxy(self.postgres.socket_folder)
-        self.service = RunningService(
-            self.folder,
-            package_path=package_path,
-            durability=durability,
-            redis_url=self.redis_line.url if has_lines else self.redis.url,
-            postgres_url=self.postgres_line.url if has_lines else self.postgres.url,
-            **{**_SETTINGS, **settings},
-        )
-        self._lines: dict[Proxy, list[Faults]] = {self.redis_line: [], self.postgres_line: []}
-        self._up = {"redis": True, "postgres": True, "service": True}
+        values = {
+            **_SETTINGS,
+            "durability": durability,
+            "redis_url": self._redis_url(has_lines),
+            "postgres_url": self.postgres_line.url if has_lines else self.postgres.url,
+            **settings,
+        }
+        self.service = RunningService(self.folder, package_path=package_path, **values)
+        self.others = [
+            RunningService(package_path=package_path, **{**values, "workers": 1})
+            for _ in range(instances - 1)
+        ]
+        lines = [self.postgres_line, *(node.line for node in self.nodes)]
+        self._lines: dict[Proxy, list[Faults]] = {line: [] for line in lines}
+        self._up = {"postgres": True, "service": True}
         self._service_spawned = 0.0
         self._asked_to_end = 0.0
 
@@ -87,17 +98,29 @@ class Stage:
         """Where clients call."""
         return self.service.target
 
+    @property
+    def targets(self) -> list[str]:
+        """Where clients may call: all instances."""
+        return [service.target for service in (self.service, *self.others)]
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._remove)
-            self.redis.start()
-            stack.callback(self.redis.stop)
+            for node in self.nodes:
+                stack.enter_context(node.line)
+            if self._cluster is not None:
+                stack.enter_context(self._cluster)
+            else:
+                self.redis.start()
+                stack.callback(self.redis.stop)
             self.postgres.start()
             stack.callback(self.postgres.stop)
-            stack.enter_context(self.redis_line)
             stack.enter_context(self.postgres_line)
             stack.callback(self._close_service)
             self.service.start()
+            for other in self.others:
+                stack.callback(other.close)
+                other.start()
             self._stack = stack.pop_all()
         return self
 
@@ -116,35 +139,29 @@ class Stage:
 
     # The stores.
 
-    def kill_redis(self) -> None:
-        """As a crash would."""
-        self._up["redis"] = False
-        self.redis.kill()
+    @property
+    def redis(self) -> RedisNode:
+        """The Redis, or the first master."""
+        return self.nodes[0].node
 
-    def start_redis(self) -> None:
-        """On the data that there are; does not wait for it."""
-        self.redis.spawn()
-        self._up["redis"] = True
+    def node(self, which: int) -> StagedRedis:
+        """The node that a number stands for."""
+        return self.nodes[which % len(self.nodes)]
 
-    def wipe_redis(self) -> None:
-        """Kill it and delete its data."""
-        self.kill_redis()
-        shutil.rmtree(self.redis.folder)
+    def _make_nodes(self, has_lines: bool) -> list[StagedRedis]:
+        if self._cluster is None:
+            node = RedisNode(self.folder)
+            return [StagedRedis(node, Proxy(node.port))]
+        nodes = [StagedRedis(node, Proxy(node.port)) for node in self._cluster.masters]
+        if has_lines:
+            # Clients go where the nodes say that they are.
+            for node in nodes:
+                self._cluster.announce(node.node, node.line.port)
+        return nodes
 
-    def copy_redis(self) -> None:
-        """Keep its data as they are on the disk now, for `restore_redis`."""
-        for _ in range(_COPY_ATTEMPTS):
-            shutil.rmtree(self.folder / _OLD_COPY, ignore_errors=True)
-            with suppress(OSError, shutil.Error):  # it rewrites a file meanwhile
-                ignored = shutil.ignore_patterns("*.sock", "*.pid", "temp-*")
-                shutil.copytree(self.redis.folder, self.folder / _OLD_COPY, ignore=ignored)
-                return
-
-    def restore_redis(self) -> None:
-        """Kill it and put the copy in the place of its data."""
-        self.wipe_redis()
-        if (self.folder / _OLD_COPY).exists():
-            shutil.copytree(self.folder / _OLD_COPY, self.redis.folder)
+    def _redis_url(self, has_lines: bool) -> str:
+        ports = [node.line.port if has_lines else node.node.port for node in self.nodes]
+        return "redis://" + ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def kill_postgres(self) -> None:
         """As a crash of the machine would: all its processes."""
@@ -174,12 +191,20 @@ class Stage:
 
     # The service.
 
-    def signal_child(self, name: str, number: signal.Signals) -> int | None:
-        """Send a signal to a worker or the keeper; its process id, None when it is down."""
-        if self.service.has_ended:
+    def signal_child(self, name: str, number: signal.Signals, which: int = 0) -> int | None:
+        """Send a signal to a worker or the keeper; its process id, None when it is down.
+
+        Args:
+            which: stands for one of the instances.
+        """
+        services = (self.service, *self.others)
+        service = services[which % len(services)]
+        if service is not self.service and name.startswith("worker"):
+            name = "worker-0"  # the others have no more
+        if service.has_ended:
             return None
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            pid = self.service.pid(name)
+            pid = service.pid(name)
             if pid is not None:
                 os.kill(pid, number)
             return pid
@@ -210,14 +235,19 @@ class Stage:
 
     def keep_up(self) -> None:
         """Start again what has ended by itself; for a store that is a problem."""
-        for name, store in (("redis", self.redis), ("postgres", self.postgres)):
-            if self._up[name] and store.pid is None:
+        stores = [("postgres", self.postgres, self._up["postgres"])]
+        stores += [("redis", each.node, each.is_up) for each in self.nodes]
+        for name, store, is_up in stores:
+            if is_up and store.pid is None:
                 self.problems.append(f"{name} ended by itself; its log is in {self.folder}")
                 with suppress(EmbeddedError):
                     store.spawn()
         paused = time.monotonic() - self._service_spawned > _RESTART_PAUSE
         if self._up["service"] and paused and self.service.has_ended:
             self._spawn_service()
+        for other in self.others:
+            if other.has_ended:
+                other.spawn()
 
     def _spawn_service(self) -> None:
         self._service_spawned = time.monotonic()

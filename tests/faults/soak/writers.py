@@ -23,8 +23,8 @@ class Writers:
     def __init__(self, stage: Stage, schedule: Schedule, prefix: str) -> None:
         self._target = stage.target
         self._prefix = prefix
-        self.counters = Load(self._target, prefix=prefix, kinds=schedule.counters, each=1)
-        self.scores = ScoreLoad(self._target, prefix=prefix, kinds=schedule.scores, each=1)
+        self.counters = Load(*stage.targets, prefix=prefix, kinds=schedule.counters, each=1)
+        self.scores = ScoreLoad(*stage.targets, prefix=prefix, kinds=schedule.scores, each=1)
         self.client: ClientProcess | None = None
         if schedule.has_client:
             self.client = ClientProcess(self._target, stage.folder, prefix, schedule.seed)
