@@ -172,6 +172,7 @@ class Worker:
         own.callback(follower.close)
         admission = RedisAdmission(
             lambda node: control_client(node, settings.redis_timeout),
+            topology,
             fences,
             follower,
             settings.durability,

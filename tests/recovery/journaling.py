@@ -76,6 +76,7 @@ class Desk:
         nodes = own.enter_context(RedisNodes.of_url(settings.redis_url, settings.partitions))
         self.admission = RedisAdmission(
             lambda node: control_client(node, settings.redis_timeout),
+            nodes.topology,
             self.fences,
             follower,
             settings.durability,

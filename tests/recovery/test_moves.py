@@ -24,6 +24,7 @@ from tallyboard_server.redis.topology import Stay
 from tests.postgres.support import new_database
 from tests.recovery.journaling import Desk, add
 from tests.redis.cluster import RedisCluster
+from tests.redis.node import RedisNode
 
 _PARTITIONS = 16
 
@@ -82,6 +83,19 @@ def test_a_node_is_admitted_for_what_it_has_when_something_has_moved(
         assert admit([Stay(other, 0), Stay(mine, 0)]).command is None
         with pytest.raises(ConnectionLost):
             admit([Stay(other, 0)])
+
+
+def test_a_late_look_at_a_node_that_was_replaced_closes_nothing(
+    desk: Desk, short_folder: Path
+) -> None:
+    """It is older than the checkpoint, and nobody asks it any more."""
+    with connect(desk.settings.postgres_url) as conn:
+        conn.execute("UPDATE tallyboard.partitions SET version = 7 WHERE partition = 0")
+    folder = short_folder / "replaced"
+    folder.mkdir()
+    with RedisNode(folder) as node, closing(Connection(node.url, 5.0)) as connection:
+        desk.admission.admit(connection, node.url, [Stay(0, 0)])
+    assert desk.expected()[0] is not None
 
 
 def test_a_slot_that_nobody_has_takes_nothing_with_it(cluster: RedisCluster, desk: Desk) -> None:

@@ -15,7 +15,7 @@ from tallyboard_server.redis.connection import Connection, ConnectionLost
 from tallyboard_server.redis.durability import Durability, choose_durability, durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.keys import probe_key, version_key
-from tallyboard_server.redis.topology import Stay
+from tallyboard_server.redis.topology import Stay, Topology
 from tallyboard_server.startup import StartupError
 
 _log = structlog.get_logger(__name__)
@@ -46,6 +46,7 @@ class RedisAdmission:
 
     Args:
         client: makes a client of a node that does not repeat commands, from the node's URL.
+        topology: which node has which partition.
         setting: the setting `durability`.
         timeout: seconds that replicas may take.
 
@@ -56,12 +57,14 @@ class RedisAdmission:
     def __init__(
         self,
         client: Callable[[str], Redis],
+        topology: Topology,
         fences: Fences,
         follower: PartitionFollower,
         setting: str,
         timeout: float,
     ) -> None:
         self._client = client
+        self._topology = topology
         self._fences = fences
         self._follower = follower
         self._setting = setting
@@ -81,24 +84,28 @@ class RedisAdmission:
             if run_id is None or run_id != life.run_id or life.durability is None:
                 life.looked_at.clear()
             # One that goes to another node, and comes back, may have been changed there.
-            new = [stay.partition for stay in stays if stay not in life.looked_at]
+            new = [stay for stay in stays if stay not in life.looked_at]
             if new:
-                self._close_where_journaled(run_id, new)
-                self._look_at(connection, new)
+                self._close_where_journaled(run_id, [stay.partition for stay in new])
+                self._look_at(connection, node, new)
                 life.durability = self._choose(node)
                 life.run_id = run_id
             life.looked_at = set(stays)
             assert life.durability is not None, "there is at least one partition"
             return life.durability
 
-    def _look_at(self, connection: Connection, partitions: Sequence[int]) -> None:
+    def _look_at(self, connection: Connection, node: str, stays: Sequence[Stay]) -> None:
         """Closes partitions that are older here than in Postgres."""
         # Postgres first: of a healthy Redis the number is never smaller than what it said before.
-        known = [self._follower.standing(i) for i in partitions]
-        found = connection.call([("GET", version_key(i)) for i in partitions])
+        known = [self._follower.standing(stay.partition) for stay in stays]
+        found = connection.call([("GET", version_key(stay.partition)) for stay in stays])
         older = []
-        self._fences.forgive(partitions)
-        for partition, standing, version in zip(partitions, known, found, strict=True):
+        here = frozenset(self._topology.layout.stays_of(node))
+        for stay, standing, version in zip(stays, known, found, strict=True):
+            partition = stay.partition
+            if stay not in here:
+                continue  # another node has it by now, and what that one holds decides
+            self._fences.forgive((partition,))
             if isinstance(version, Exception):
                 if str(version).startswith((*MOVING, MOVED)):
                     continue  # its calls are told the same
