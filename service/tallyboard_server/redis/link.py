@@ -34,9 +34,10 @@ from tallyboard_server.redis.connection import Connection, ConnectionLost, Ident
 from tallyboard_server.redis.durability import Durability
 from tallyboard_server.redis.fences import Fences
 from tallyboard_server.redis.flush import Flush
-from tallyboard_server.redis.keys import key_of, link_key
+from tallyboard_server.redis.keys import link_key
 from tallyboard_server.redis.operations import Command, Operation, Part, Read
 from tallyboard_server.redis.rankings import EntriesRead
+from tallyboard_server.redis.routing import items_of, node_for, weight_of
 from tallyboard_server.redis.topology import Layout, Stay, Topology
 
 _GONE_BACK = Counter(
@@ -253,13 +254,13 @@ class Link:
                 first = queue.get(timeout=patience)
                 if first is not None:
                     operations.append(first)
-                    items, weight = items_of(first), _weight(first)
+                    items, weight = items_of(first), weight_of(first)
             while weight < MAX_FLUSH_OPERATIONS:
                 operation = queue.get_nowait()
                 if operation is not None:
                     operations.append(operation)
                     items += items_of(operation)
-                    weight += _weight(operation)
+                    weight += weight_of(operation)
         except Empty:
             pass
         self._waiting = 0 if queue.empty() else max(0, self._waiting - items)
@@ -541,33 +542,6 @@ class Link:
 
 def _new_name() -> LinkSequences:
     return LinkSequences(uuid.uuid4().hex[:16])
-
-
-def node_for(operation: Operation | ScriptCall, layout: Layout) -> str:
-    """The URL of the node that has to run it."""
-    if isinstance(operation, Part | ScriptCall):
-        return layout.node_of(operation.partition)
-    if isinstance(operation, EntriesRead):
-        return layout.node_of(operation.ranking.partition)
-    if isinstance(operation, Read):
-        return layout.node_of_key(operation.keys[0])
-    return layout.node_of_key(key_of(operation.arguments))
-
-
-def items_of(operation: Operation | ScriptCall) -> int:
-    """How many keys it has, or what is like them: for the bound on what waits."""
-    if isinstance(operation, Part):
-        return operation.items
-    if isinstance(operation, ScriptCall):
-        return sum(part.items for part in operation.parts)
-    return len(operation.keys) if type(operation) is Read else 1
-
-
-def _weight(operation: Operation | ScriptCall) -> int:
-    """How long Redis works on it: for the bound on a flush."""
-    if isinstance(operation, Part):
-        return operation.weight
-    return operation.size if isinstance(operation, ScriptCall) else items_of(operation)
 
 
 def _fail(operation: Read | EntriesRead | Command, error: TallyboardError) -> None:

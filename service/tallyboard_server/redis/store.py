@@ -13,9 +13,10 @@ from tallyboard_server.redis import scripts
 from tallyboard_server.redis.calls import Amendment, ScriptCall, Why, unanswered
 from tallyboard_server.redis.fences import Fences, closed
 from tallyboard_server.redis.keys import incarnation_key, key_of, slot_of
-from tallyboard_server.redis.link import CLOSED, Admission, Link, items_of, node_for
+from tallyboard_server.redis.link import CLOSED, Admission, Link
 from tallyboard_server.redis.operations import Command, Operation, Part, Read, Write
 from tallyboard_server.redis.rankings import EntriesRead, Found, Ranking
+from tallyboard_server.redis.routing import items_of, node_for
 from tallyboard_server.redis.topology import Topology
 from tallyboard_server.redis.urls import address_of
 
