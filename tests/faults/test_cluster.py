@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,12 +100,10 @@ class Scene:
             assert verify(stub) == []
 
 
-def scene_of(
-    folder: Path, postgres: EmbeddedPostgres, durability: str = "fsynced"
-) -> Iterator[Scene]:
+@contextmanager
+def scene_on(cluster: RedisCluster, postgres: EmbeddedPostgres, durability: str) -> Iterator[Scene]:
     """A scene whose counters have one shard each."""
     with (
-        RedisCluster(folder) as cluster,
         new_database(postgres) as database,
         RunningService(
             workers=2,
@@ -124,13 +122,21 @@ def scene_of(
 @pytest.fixture
 def scene(short_folder: Path, postgres_server: EmbeddedPostgres) -> Iterator[Scene]:
     """One whose Redis writes everything to its disk."""
-    yield from scene_of(short_folder, postgres_server)
+    with (
+        RedisCluster(short_folder) as cluster,
+        scene_on(cluster, postgres_server, "fsynced") as scene,
+    ):
+        yield scene
 
 
 @pytest.fixture
 def journaled(short_folder: Path, postgres_server: EmbeddedPostgres) -> Iterator[Scene]:
     """One that outlives the loss of what Redis has."""
-    yield from scene_of(short_folder, postgres_server, "journaled")
+    with (
+        RedisCluster(short_folder) as cluster,
+        scene_on(cluster, postgres_server, "journaled") as scene,
+    ):
+        yield scene
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
@@ -190,6 +196,26 @@ def test_a_replica_takes_over(journaled: Scene) -> None:
         assert (scene.count(name).value, scene.count(name).source) == (2, SOURCE_LIVE)
         counters.wait_for_more(50)
     scene.check(counters)
+
+
+def test_what_a_replica_has_outlives_its_master(
+    short_folder: Path, postgres_server: EmbeddedPostgres
+) -> None:
+    with RedisCluster(short_folder) as cluster:
+        for index in range(len(cluster.masters)):
+            cluster.add_replica(index)
+        with scene_on(cluster, postgres_server, "replicated:1") as scene:
+            counters = Load(scene.target)
+            with counters:
+                counters.wait_for_more(200)
+                cluster.masters[0].kill()
+                counters.wait_for_more(100)
+                # As a replica of the one that was its own: without one nothing is acknowledged
+                # but by the journal.
+                cluster.masters[0].start()
+                scene.wait_until_open()
+                counters.wait_for_more(50)
+            scene.check(counters)
 
 
 def test_a_slot_that_moves_takes_nothing_with_it(scene: Scene) -> None:
