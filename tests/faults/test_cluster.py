@@ -19,7 +19,7 @@ from tests.faults.score_ledger import ScoreLoad
 from tests.faults.soak.actions import verify
 from tests.faults.soak.staged_redis import StagedRedis
 from tests.postgres.support import new_database, rows, totals
-from tests.redis.cluster import RedisCluster
+from tests.redis.cluster import RedisCluster, info_of
 from tests.service import RunningService
 from tests.waiting import wait_for
 
@@ -196,6 +196,21 @@ def test_a_replica_takes_over(journaled: Scene) -> None:
         assert (scene.count(name).value, scene.count(name).source) == (2, SOURCE_LIVE)
         counters.wait_for_more(50)
     scene.check(counters)
+
+
+def test_a_replica_that_lags_behind_the_checkpoint_is_filled_from_postgres(scene: Scene) -> None:
+    replica = scene.cluster.add_replica(0)
+    name = scene.counter_in(scene.cluster.partitions_of(0, _PARTITIONS))
+    scene.increment(name)
+    replica.pause()
+    for _ in range(5):
+        scene.increment(name)
+    wait_for(lambda: totals(scene.database).get(name) == 6, "a checkpoint", _PATIENCE)
+    scene.cluster.masters[0].kill()
+    replica.resume()
+    wait_for(lambda: b"role:master" in info_of(replica, "replication"), "it to lead", _PATIENCE)
+    scene.wait_until_open()
+    assert (scene.count(name).value, scene.count(name).source) == (6, SOURCE_LIVE)
 
 
 def test_what_a_replica_has_outlives_its_master(

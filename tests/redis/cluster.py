@@ -88,7 +88,7 @@ class RedisCluster:
         )
         replica.command("CLUSTER", "REPLICATE", master_id)
         wait_for(
-            lambda: b"master_link_status:up" in _info(replica, "replication"),
+            lambda: b"master_link_status:up" in info_of(replica, "replication"),
             "the replica to follow",
             _TIMEOUT,
         )
@@ -162,7 +162,8 @@ def _parse(text: Any) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def _info(node: RedisNode, section: str) -> bytes:
+def info_of(node: RedisNode, section: str) -> bytes:
+    """What a node says of itself."""
     found: Any = node.command("INFO", section)
     return (
         found
