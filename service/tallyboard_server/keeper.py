@@ -191,6 +191,8 @@ class Keeper:
                     partitions=list(result.away),
                 )
             else:
+                # A start that ended halfway may have left partitions of that node to be made.
+                self._prepared = False
                 _log.info("Checkpoints of all partitions go on.")
         if result.fenced != self._fenced:
             self._fenced = result.fenced

@@ -12,6 +12,7 @@ import pytest
 from tallyboard.v1 import counters_pb2, operations_pb2, operations_pb2_grpc
 from tallyboard.v1.consistency_pb2 import SOURCE_DURABLE, SOURCE_LIVE, Consistency
 from tallyboard_server.embedded import EmbeddedPostgres
+from tallyboard_server.postgres.pool import connect
 from tallyboard_server.redis.keys import home_partition, incarnation_key, slot_of
 from tests.faults.ledger import Load, Service, retried, stub_of
 from tests.faults.proxy import Proxy
@@ -267,6 +268,21 @@ def test_the_service_starts_without_one_node(scene: Scene) -> None:
     scene.cluster.masters[0].start()
     scene.wait_until_open()
     assert [scene.count(here).value, scene.count(there).value] == [2, 2]
+
+
+def test_a_partition_that_no_start_could_make_is_made_when_its_node_is_there(scene: Scene) -> None:
+    """A start ended between the two stores, and the node was away at the next one."""
+    node, partition = scene.cluster.masters[0], scene.cluster.partitions_of(0, _PARTITIONS)[0]
+    scene.service.stop()
+    node.command("DEL", incarnation_key(partition))
+    query = "UPDATE tallyboard.partitions SET opened = false WHERE partition = %s RETURNING 1"
+    with connect(scene.database) as conn:
+        assert conn.execute(query, (partition,)).rowcount == 1
+    node.kill()
+    scene.service.start()
+    node.start()
+    scene.wait_until_open()
+    assert not scene.increment(scene.counter_in([partition])).journaled
 
 
 def test_status_names_every_node(scene: Scene) -> None:
