@@ -187,7 +187,8 @@ class Keeper:
             self._unreached = result.away
             if result.away:
                 _log.warning(
-                    "Checkpoints of some partitions wait: their node of Redis is away.",
+                    "Checkpoints of some partitions wait: their node of Redis is away, or they are "
+                    "on their way to another one.",
                     partitions=list(result.away),
                 )
             else:

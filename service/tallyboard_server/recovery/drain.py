@@ -44,7 +44,6 @@ from tallyboard_server.redis.keys import (
     home_partition,
     incarnation_key,
     journaled_key,
-    key_of,
     parse_counter_key,
     request_key,
     version_key,
@@ -221,13 +220,11 @@ class Drainer:
 
     def not_wide(self, keys: Iterable[str]) -> set[tuple[str, str]]:
         """Those counters among these shards, as tenant and name, that have no wide key yet."""
-        found = set()
-        for key in keys:
-            name = parse_counter_key(key.encode())[2:]
-            home = home_partition(*name, self._partitions)
-            if self.connected(home).call([("EXISTS", wide_key(home, *name))]) == [0]:
-                found.add(name)
-        return found
+        names = [parse_counter_key(key.encode())[2:] for key in keys]
+        found = self._call(
+            [("EXISTS", wide_key(home_partition(*name, self._partitions), *name)) for name in names]
+        )
+        return {name for name, is_there in zip(names, found, strict=True) if is_there == 0}
 
     def plans(self, conn: BoundedConnection) -> ScorePlans:
         """Plans for journaled scores."""
@@ -244,12 +241,12 @@ class Drainer:
             board.tenant, board.leaderboard_id, board.board_key, board.revision,
             to_json(board), board.segments, self._partitions,
         )  # fmt: skip
-        layout = self._topology.layout
-        replies: list[Any] = []
-        for command in commands:
-            connection = self._connected_to(layout.node_of_key(key_of(command)))
-            replies += connection.call([command])
-        return replies
+        return self._call(commands)
+
+    def _call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._topology.layout.gather(
+            commands, lambda node, these: self._connected_to(node).call(these)
+        )
 
 
 # Every call of the journal has a token of its own.

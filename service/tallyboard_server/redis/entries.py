@@ -39,11 +39,8 @@ class EntriesCall:
     def settle(self, reply: Any, fences: Fences, outcome: Outcome) -> None:
         """Gives every read its members, or its error."""
         if isinstance(reply, hiredis.ReplyError):
-            if is_elsewhere(reply, outcome):
-                outcome.again += self.reads
-                return
-            if str(reply).startswith("NOSCRIPT"):
-                outcome.reconnect = True
+            outcome.reconnect |= str(reply).startswith("NOSCRIPT")
+            if is_elsewhere(reply, outcome) or str(reply).startswith("NOSCRIPT"):
                 outcome.again += self.reads
                 return
             self._fail(redis_said(reply))

@@ -12,16 +12,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
-from tallyboard_server.redis.keys import key_of
-from tallyboard_server.redis.topology import Topology
+from tallyboard_server.redis.topology import Command, Topology
 from tallyboard_server.redis.urls import address_of
 
 REDIS_TIMEOUT: Final = 5.0
 # Seconds that a node which was silent may take to say that it is back, and between two questions.
 _SILENT_TIMEOUT: Final = 1.0
 _SILENT_PAUSE: Final = 2.0
-
-Command = tuple[Any, ...]
 
 
 def control_client(url: str, timeout: float = REDIS_TIMEOUT) -> Redis:
@@ -67,7 +64,8 @@ class RedisNodes:
         self._timeout = timeout
         self._clients: dict[str, Redis] = {}
         self._lock = threading.Lock()  # guards _clients
-        # By node that was silent, when it was asked last whether it is back.
+        # By node that was silent, when it was asked last whether it is back. Any thread changes it,
+        # a key at a time.
         self._silent: dict[str, float] = {}
 
     @classmethod
@@ -123,17 +121,13 @@ class RedisNodes:
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands, in their order; one round trip a node."""
-        layout = self.topology.layout
-        by_node: dict[str, list[int]] = {}
-        for index, command in enumerate(commands):
-            by_node.setdefault(layout.node_of_key(key_of(command)), []).append(index)
-        replies: list[Any] = [None] * len(commands)
-        for node, indexes in by_node.items():
-            pipeline = self.at(node).pipeline(transaction=False)
-            for index in indexes:
-                pipeline.execute_command(*commands[index])
-            for index, reply in zip(indexes, pipeline.execute(), strict=True):
-                replies[index] = reply
+        return self.topology.layout.gather(commands, self._ask)
+
+    def _ask(self, node: str, commands: Sequence[Command]) -> list[Any]:
+        pipeline = self.at(node).pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = pipeline.execute()
         return replies
 
     def times(self) -> list[int]:

@@ -1,7 +1,6 @@
 """Many commands to Redis without a wait for each: what loads a partition."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import hiredis
@@ -12,14 +11,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tallyboard_server.redis import scripts
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
 from tallyboard_server.redis.keys import key_of
-from tallyboard_server.redis.topology import Topology
+from tallyboard_server.redis.topology import Command, Topology
 
 # What is packed before it is sent, and what may be under way: enough that neither side waits for
 # the other, and little enough that Redis serves everybody else in between.
 _SEND: Final = 1 << 18
 _UNDER_WAY: Final = 1 << 21
 
-Command = tuple[Any, ...]
 _Result = TypeVar("_Result")
 
 
@@ -53,7 +51,7 @@ class Pipe:
 
     def send(self, *command: Any) -> None:
         """Sends a command, to the node that has its first key, some time until `flush`."""
-        self._pipe_of(command).send(*command)
+        self._pipe_at(self._layout.node_of_key(key_of(command))).send(*command)
 
     def flush(self) -> None:
         """Sends all, and waits until all is done."""
@@ -65,15 +63,7 @@ class Pipe:
     def ask(self, *commands: Command) -> list[Any]:
         """The replies to these commands, after whatever was sent before."""
         self.flush()
-        by_pipe: dict[_NodePipe, list[int]] = {}
-        for index, command in enumerate(commands):
-            by_pipe.setdefault(self._pipe_of(command), []).append(index)
-        replies: list[Any] = [None] * len(commands)
-        for pipe, indexes in by_pipe.items():
-            answers = pipe.ask([commands[index] for index in indexes])
-            for index, reply in zip(indexes, answers, strict=True):
-                replies[index] = reply
-        return replies
+        return self._layout.gather(commands, lambda node, these: self._pipe_at(node).ask(these))
 
     def ask_nodes(self, partitions: Iterable[int], command: Command) -> list[Any]:
         """The replies of all nodes that have some of the partitions to a command without keys."""
@@ -100,16 +90,8 @@ class Pipe:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _pipe_of(self, command: Command) -> "_NodePipe":
-        return self._pipe_at(self._layout.node_of_key(key_of(command)))
 
     def _pipe_at(self, node: str) -> "_NodePipe":
         pipe = self._pipes.get(node)

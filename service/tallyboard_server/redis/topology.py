@@ -7,7 +7,7 @@ force until somebody who knows better is asked: `refresh`.
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -16,12 +16,13 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tallyboard_server.redis.connection import Connection, ConnectionLost, NoAnswer
-from tallyboard_server.redis.keys import incarnation_key, kind_of_key, slot_of
+from tallyboard_server.redis.keys import incarnation_key, key_of, kind_of_key, slot_of
 from tallyboard_server.redis.urls import address_of, split_url, with_address
 
 # Seconds between two looks, however many ask for one, and that one node may take to answer.
 _PAUSE: Final = 0.2
 _PATIENCE: Final = 1.0
+Command = tuple[Any, ...]
 _log = structlog.get_logger(__name__)
 
 
@@ -89,6 +90,25 @@ class Layout:
             for partition, count in enumerate(before)
         )
         return replace(self, moves=moves)
+
+    def gather(
+        self, commands: Sequence[Command], ask: Callable[[str, list[Command]], list[Any]]
+    ) -> list[Any]:
+        """The replies to commands, in their order.
+
+        Args:
+            commands: each with a key, which says which node has to run it.
+            ask: gives the replies of a node, by its URL, to its commands; called once a node.
+        """
+        by_node: dict[str, list[int]] = {}
+        for index, command in enumerate(commands):
+            by_node.setdefault(self.node_of_key(key_of(command)), []).append(index)
+        replies: list[Any] = [None] * len(commands)
+        for node, indexes in by_node.items():
+            answers = ask(node, [commands[index] for index in indexes])
+            for index, reply in zip(indexes, answers, strict=True):
+                replies[index] = reply
+        return replies
 
     def group(self, partitions: Iterable[int]) -> dict[str, list[int]]:
         """Partitions by the URL of their node."""
